@@ -1,0 +1,100 @@
+"""What travels between host and guest on virtio-serial ports. Part of the guest; no I/O here.
+
+A VM has one port ``kata.agent`` that carries ttrpc, and ports ``kata.stream.<n>`` that carry standard streams, one
+stream each way. virtio-serial has no connections: bytes that one end left behind reach the next user of the port. Both
+kinds of port therefore say whose bytes they are.
+
+*Agent port.* Whoever opens it sends a hello: ``b"KATA-HI1"`` and 16 random bytes. The agent drops what it was reading
+and writing and answers ``b"KATA-OK1"`` with the same 16 bytes; the host ignores everything before them. After that,
+ttrpc frames. The agent also forgets its half of a conversation when the port reports that the host's end closed.
+
+*Stream port.* Frames of an 8-byte header and a payload::
+
+    0        4         8
+    | stream | length  | payload (length bytes, at most 64 KiB)        big-endian; length 0 = end of the stream
+
+``stream`` is ``generation << 8 | port``: the host draws a generation for each use of a port and never draws one twice
+in a VM, so frames of an earlier use are recognised and dropped. This number is what the agent protocol's
+``stdin_port``, ``stdout_port`` and ``stderr_port`` carry; stdin and stdout of one process may share a port, since they
+go opposite ways. Zero means that the process has no such stream.
+"""
+
+from __future__ import annotations
+
+import struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+AGENT_PORT = "kata.agent"
+STREAM_PORT = "kata.stream."
+STREAM_PORTS = 30
+"""Stream ports of a VM: a virtio-serial bus has 31 ports, port 0 is reserved for a console, and one is the agent's
+(virtio 1.2, 5.3; QEMU's ``max_ports``)."""
+
+HELLO = b"KATA-HI1"
+HELLO_REPLY = b"KATA-OK1"
+NONCE_SIZE = 16
+
+MAX_CHUNK = 64 << 10
+HEADER = struct.Struct(">II")
+_MAX_GENERATION = (1 << 24) - 1
+
+
+class ChannelError(ValueError):
+    """The peer sent what this protocol does not allow."""
+
+
+def stream_number(generation: int, port: int) -> int:
+    """Return the number of one use of a port.
+
+    Raises:
+        ValueError: the generation is not within 1..2**24-1 or there is no such port.
+    """
+    if not 1 <= generation <= _MAX_GENERATION or not 0 <= port < STREAM_PORTS:
+        raise ValueError(f"no stream port {port} in generation {generation}")
+    return generation << 8 | port
+
+
+def port_of(stream: int) -> int:
+    """Return the port that a stream number names.
+
+    Raises:
+        ChannelError: there is no such port.
+    """
+    port = stream & 0xFF
+    if port >= STREAM_PORTS:
+        raise ChannelError(f"stream {stream:#x} names port {port}; a VM has {STREAM_PORTS}")
+    return port
+
+
+class StreamDecoder:
+    """Picks one stream's payload out of a port's bytes; holds at most one frame."""
+
+    def __init__(self, stream: int) -> None:
+        self._stream = stream
+        self._buffer = bytearray()
+        self.is_ended = False
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Take bytes as they came; yield each payload. ``is_ended`` is set by the stream's end.
+
+        Raises:
+            ChannelError: a frame is longer than ``MAX_CHUNK``.
+        """
+        self._buffer += data
+        while len(self._buffer) >= HEADER.size:
+            stream, length = HEADER.unpack_from(self._buffer)
+            if length > MAX_CHUNK:
+                raise ChannelError(f"frame of {length} bytes on a stream port; the limit is {MAX_CHUNK}")
+            end = HEADER.size + length
+            if len(self._buffer) < end:
+                return
+            payload = bytes(self._buffer[HEADER.size : end])
+            del self._buffer[:end]
+            if stream == self._stream and not self.is_ended:
+                if payload:
+                    yield payload
+                else:
+                    self.is_ended = True

@@ -1,0 +1,54 @@
+"""Where things are on the host. Standard library only: ``start`` and ``delete`` of the shim use it.
+
+::
+
+    $PYKATA_RUN_DIR (default /run/pykata, 0700)
+        bus/<service>              ipc socket of a service, <service>.events its events, <service>.lock its lock
+        sandboxes/<id>/            all that one sandbox owns; made by the shim's `start`, removed by its end or `delete`
+            shim.json              the shim's process (procs/shim)
+            share/                 what virtiofsd exports: <container>/rootfs is a mount; a shared mount point itself
+            vm/                    the VM manager's alone: vm.json, sockets, console.log
+        tombstones/<id>            left by `delete` for the services to clean up from
+        probe.json                 which accelerator works on this host, with the boot id
+
+One sandbox, one directory: cleaning up is "kill the cgroup, unmount below the directory, remove it".
+"""
+
+import os
+
+RUN_DIR_VARIABLE = "PYKATA_RUN_DIR"
+
+
+def run_dir() -> str:
+    """Return the run directory: ``$PYKATA_RUN_DIR`` or ``/run/pykata``."""
+    return os.environ.get(RUN_DIR_VARIABLE) or "/run/pykata"
+
+
+def bus_dir() -> str:
+    """Return the directory of the services' ipc sockets."""
+    return f"{run_dir()}/bus"
+
+
+def sandboxes_dir() -> str:
+    """Return the directory that holds one directory per sandbox."""
+    return f"{run_dir()}/sandboxes"
+
+
+def sandbox_dir(sandbox_id: str) -> str:
+    """Return the directory that holds all of one sandbox."""
+    return f"{sandboxes_dir()}/{sandbox_id}"
+
+
+def vm_dir(sandbox_id: str) -> str:
+    """Return the VM manager's part of a sandbox's directory."""
+    return f"{sandbox_dir(sandbox_id)}/vm"
+
+
+def share_dir(sandbox_id: str) -> str:
+    """Return the directory that virtiofsd exports to the sandbox's guest."""
+    return f"{sandbox_dir(sandbox_id)}/share"
+
+
+def tombstones_dir() -> str:
+    """Return the directory of sandboxes that ended without their services."""
+    return f"{run_dir()}/tombstones"

@@ -1,0 +1,334 @@
+"""Protocol Buffers messages, declared as Python classes.
+
+Why not Google's library: its import takes 1.5 s in a guest under software emulation, more than all the rest of the
+agent (docs/adr/0003-own-protobuf-codec.md). It is the oracle of our tests instead.
+
+A message is a class; a field is its number and its type::
+
+    class Mount(Message):
+        type: str = string(1)
+        options: list[str] = repeated(string(4))
+
+    Mount(type="bind", options=["ro"]).encode()
+    Mount.decode(data).options
+
+Wire format: https://protobuf.dev/programming-guides/encoding/. Presence is proto3's: a scalar that has its default
+value is not sent, an absent one reads as its default, an absent message reads as None. Unknown fields are skipped.
+Bytes from a guest are hostile: every length is checked against what is left, nesting stops at 32, and a bad message
+raises :class:`DecodeError` and nothing else.
+
+This module is part of the guest and imports nothing that costs time there.
+"""
+
+from __future__ import annotations
+
+import struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+
+    M = TypeVar("M", bound="Message")
+    T = TypeVar("T")
+else:
+
+    def dataclass_transform(**_: object) -> Callable[[type], type]:
+        """Stand in for typing's decorator, which only type checkers read."""
+        return lambda cls: cls
+
+
+_VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
+_MAX_DEPTH = 32
+
+
+class DecodeError(ValueError):
+    """The bytes are not a message of this type."""
+
+
+class Field:
+    """How one field travels: ``kind`` picks the codec, ``key`` is its encoded tag."""
+
+    __slots__ = ("default", "key", "kind", "message", "name", "number", "repeated")
+
+    def __init__(self, number: int, kind: str, default: object = None, message: type[Message] | None = None) -> None:
+        self.number = number
+        self.kind = kind
+        self.default = default
+        self.message = message
+        self.repeated = False
+        self.name = ""
+        self.key = b""
+
+
+def _field(number: int, kind: str, default: object, message: type[Message] | None = None) -> Any:  # noqa: ANN401
+    return Field(number, kind, default, message)
+
+
+def string(number: int) -> str:
+    """A string field."""
+    return _field(number, "string", "")  # type: ignore[no-any-return]
+
+
+def bytes_(number: int) -> bytes:
+    """A bytes field."""
+    return _field(number, "bytes", b"")  # type: ignore[no-any-return]
+
+
+def boolean(number: int) -> bool:
+    """A bool field."""
+    return _field(number, "bool", False)  # type: ignore[no-any-return]
+
+
+def uint(number: int) -> int:
+    """A uint32 or uint64 field."""
+    return _field(number, "uint", 0)  # type: ignore[no-any-return]
+
+
+def int_(number: int) -> int:
+    """An int32, int64 or enum field (negative numbers take ten bytes)."""
+    return _field(number, "int", 0)  # type: ignore[no-any-return]
+
+
+def double(number: int) -> float:
+    """A double field."""
+    return _field(number, "double", 0.0)  # type: ignore[no-any-return]
+
+
+def message(number: int, kind: type[M]) -> M | None:
+    """A field that holds another message, or None."""
+    return _field(number, "message", None, kind)  # type: ignore[no-any-return]
+
+
+def repeated(field: T) -> list[T]:
+    """A repeated field; numbers are sent packed and read either way."""
+    field.repeated = True  # type: ignore[attr-defined]
+    return field  # type: ignore[return-value]
+
+
+def messages(number: int, kind: type[M]) -> list[M]:
+    """A repeated field of messages."""
+    return repeated(message(number, kind))  # type: ignore[arg-type]
+
+
+def string_map(number: int) -> dict[str, str]:
+    """A ``map<string, string>`` field."""
+    return _field(number, "map", None)  # type: ignore[no-any-return]
+
+
+@dataclass_transform(
+    kw_only_default=True,
+    field_specifiers=(string, bytes_, boolean, uint, int_, double, message, repeated, messages, string_map),
+)
+class Message:
+    """Base of all messages: keyword constructor, equality, :meth:`encode`, :meth:`decode`."""
+
+    _fields: ClassVar[dict[int, Field]] = {}
+
+    def __init_subclass__(cls) -> None:
+        cls._fields = {}
+        for name, field in list(vars(cls).items()):
+            if isinstance(field, Field):
+                field.name = name
+                field.key = _varint(field.number << 3 | _wire_type(field))
+                cls._fields[field.number] = field
+                delattr(cls, name)
+
+    def __init__(self, **values: Any) -> None:  # noqa: ANN401
+        for field in self._fields.values():
+            if field.name in values:
+                value = values.pop(field.name)
+            elif field.repeated:
+                value = []
+            else:
+                value = {} if field.kind == "map" else field.default
+            setattr(self, field.name, value)
+        if values:
+            raise TypeError(f"{type(self).__name__} has no field {', '.join(sorted(values))}")
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]  # messages are mutable
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if v)
+        return f"{type(self).__name__}({shown})"
+
+    def encode(self) -> bytes:
+        """Return the message's bytes.
+
+        Raises:
+            TypeError, ValueError, AttributeError: a field holds a value that its type cannot carry.
+        """
+        out = bytearray()
+        for field in self._fields.values():
+            value = getattr(self, field.name)
+            if field.kind == "map":
+                for k, v in value.items():
+                    entry = b"\x0a" + _sized(k.encode()) + b"\x12" + _sized(v.encode())
+                    out += field.key + _sized(entry)
+            elif not field.repeated:
+                if value is not None and (value or field.kind == "message"):
+                    out += field.key + _ENCODE[field.kind](value)
+            elif value and field.kind in _PACKED:
+                out += field.key + _sized(b"".join(map(_ENCODE[field.kind], value)))
+            else:
+                for item in value:
+                    out += field.key + _ENCODE[field.kind](item)
+        return bytes(out)
+
+    @classmethod
+    def decode(cls, data: bytes | memoryview, depth: int = 0) -> Self:
+        """Read a message.
+
+        Args:
+            data: exactly the message's bytes.
+            depth: how deep it is nested; callers leave it.
+
+        Raises:
+            DecodeError: the bytes are not such a message.
+        """
+        if depth > _MAX_DEPTH:
+            raise DecodeError(f"{cls.__name__}: nested deeper than {_MAX_DEPTH}")
+        self = cls()
+        view = memoryview(data)
+        at = 0
+        try:
+            while at < len(view):
+                tag, at = _read_varint(view, at)
+                field = cls._fields.get(tag >> 3)
+                at = _skip(view, at, tag & 7) if field is None else _read_field(self, field, view, at, tag & 7, depth)
+        except (IndexError, struct.error, UnicodeDecodeError) as err:
+            raise DecodeError(f"{cls.__name__}: truncated or malformed at byte {at}") from err
+        return self
+
+
+def _wire_type(field: Field) -> int:
+    if field.kind in _PACKED and not field.repeated:
+        return _I64 if field.kind == "double" else _VARINT
+    return _LEN
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _unsigned(value: int) -> bytes:
+    if not 0 <= value < 1 << 64:
+        raise ValueError(f"{value} does not fit an unsigned 64-bit field")
+    return _varint(value)
+
+
+def _signed(value: int) -> bytes:
+    if not -(1 << 63) <= value < 1 << 63:
+        raise ValueError(f"{value} does not fit a signed 64-bit field")
+    return _varint(value & 0xFFFF_FFFF_FFFF_FFFF)
+
+
+def _sized(data: bytes) -> bytes:
+    return _varint(len(data)) + data
+
+
+def _to_signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+_PACKED = frozenset(("bool", "uint", "int", "double"))
+_ENCODE: dict[str, Callable[[Any], bytes]] = {
+    "string": lambda value: _sized(value.encode()),
+    "bytes": lambda value: _sized(bytes(value)),
+    "bool": lambda value: b"\x01" if value else b"\x00",
+    "uint": _unsigned,
+    "int": _signed,
+    "double": lambda value: struct.pack("<d", value),
+    "message": lambda value: _sized(value.encode()),
+}
+_NUMBER: dict[str, Callable[[int], object]] = {"bool": bool, "uint": int, "int": _to_signed}
+
+
+def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = view[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & 0xFFFF_FFFF_FFFF_FFFF, at
+        shift += 7
+        if shift > 63:
+            raise DecodeError("varint longer than ten bytes")
+
+
+def _read_sized(view: memoryview, at: int) -> tuple[memoryview, int]:
+    size, at = _read_varint(view, at)
+    end = at + size
+    if end > len(view):
+        raise DecodeError(f"length {size} exceeds the {len(view) - at} bytes left")
+    return view[at:end], end
+
+
+def _skip(view: memoryview, at: int, wire: int) -> int:
+    if wire == _VARINT:
+        return _read_varint(view, at)[1]
+    if wire == _LEN:
+        return _read_sized(view, at)[1]
+    if wire not in (_I64, _I32):
+        raise DecodeError(f"unknown wire type {wire}")
+    at += 8 if wire == _I64 else 4
+    if at > len(view):
+        raise DecodeError("truncated fixed-width field")
+    return at
+
+
+def _read_number(field: Field, view: memoryview, at: int) -> tuple[object, int]:
+    if field.kind == "double":
+        return struct.unpack_from("<d", view, at)[0], at + 8
+    value, at = _read_varint(view, at)
+    return _NUMBER[field.kind](value), at
+
+
+def _read_field(target: Message, field: Field, view: memoryview, at: int, wire: int, depth: int) -> int:
+    """Read one field's value into ``target``; return where the next one begins."""
+    scalar = field.kind in _PACKED
+    if scalar and wire == _LEN and field.repeated:
+        packed, end = _read_sized(view, at)
+        values = getattr(target, field.name)
+        inner = 0
+        while inner < len(packed):
+            value, inner = _read_number(field, packed, inner)
+            values.append(value)
+        return end
+    if wire != (_LEN if not scalar else _I64 if field.kind == "double" else _VARINT):
+        raise DecodeError(f"field {field.name} has wire type {wire}")
+    if scalar:
+        value, at = _read_number(field, view, at)
+    else:
+        data, at = _read_sized(view, at)
+        value = _read_data(field, data, depth)
+    if field.kind == "map":
+        getattr(target, field.name).update(value)
+    elif field.repeated:
+        getattr(target, field.name).append(value)
+    else:
+        setattr(target, field.name, value)
+    return at
+
+
+def _read_data(field: Field, data: memoryview, depth: int) -> object:
+    if field.kind == "map":
+        entry = _MapEntry.decode(data, depth + 1)
+        return {entry.key: entry.value}
+    if field.message is not None:
+        return field.message.decode(data, depth + 1)
+    return str(data, "utf-8") if field.kind == "string" else bytes(data)
+
+
+class _MapEntry(Message):
+    key: str = string(1)
+    value: str = string(2)

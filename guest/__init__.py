@@ -1,0 +1,1 @@
+"""What runs inside the virtual machine, and what builds its image."""

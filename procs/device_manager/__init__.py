@@ -1,0 +1,1 @@
+"""The device manager: every device of every sandbox."""

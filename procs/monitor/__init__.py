@@ -1,0 +1,1 @@
+"""The monitor: metrics of the services and the running sandboxes, for Prometheus."""

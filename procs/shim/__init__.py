@@ -1,0 +1,1 @@
+"""The shim: one process per sandbox, driven by containerd."""

@@ -1,0 +1,1 @@
+"""The VM manager: VM processes and their hypervisor's API."""
