@@ -1,0 +1,1 @@
+"""What Linux offers and Python lacks: mounts, cgroups. Standard library only; no policy."""
