@@ -7,7 +7,7 @@ stay as light as :mod:`common.protobuf`.
 
 from __future__ import annotations
 
-from common.protobuf import Message, boolean, bytes_, int_, message, messages, repeated, string, string_map, uint
+from common.protobuf import Message, boolean, bytes_, int_, message, messages, repeated, string, uint
 
 SERVICE = "containerd.task.v2.Task"
 
@@ -197,4 +197,3 @@ class RuntimeInfo(Message):
 
     name: str = string(1)
     version: RuntimeVersion | None = message(2, RuntimeVersion)
-    annotations: dict[str, str] = string_map(5)

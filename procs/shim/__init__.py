@@ -1,1 +1,24 @@
-"""The shim: one process per sandbox, driven by containerd."""
+"""The shim: one process per sandbox, driven by containerd.
+
+===============  ======================================================================================================
+``cli``          what containerd executes: flags, ``start``, ``delete``, ``-v``, ``-info``
+``launch``       ``start``: take the sandbox's name, listen, fork the server, print the address
+``cleanup``      ``delete``: leave nothing behind, with no help from anybody
+``record``       who serves a sandbox: the lock on its directory, ``shim.json``
+---------------  ------------------------------------------------------------------------------------------------------
+``server``       the process: boot task, Task API, events, the end
+``sandbox``      the VM: boot, agent, share; its death and its destruction
+``agent``        the connection to the guest's agent
+``service``      the Task API's verbs
+``tasks``        states of tasks and execs; pure
+``process``      one process of the guest: start, streams, exit
+``streams``      stream ports and the pumps between them and FIFOs
+``fifos``        the host's end of standard streams
+``spec``         what of the OCI configuration goes to the guest; pure
+``share``        the mounts that virtiofsd exports
+``events``       the ordered sender of events to containerd
+===============  ======================================================================================================
+
+What stands above the line runs before anything is imported that costs time: it uses the standard library, and few
+modules of that (tests/unit/shim/test_light_imports.py).
+"""

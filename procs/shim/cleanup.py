@@ -1,0 +1,81 @@
+"""``delete``: leave nothing of a sandbox behind, with every service down. Standard library only, under a second.
+
+containerd executes it after each orderly end, when it finds nothing to do, and after the death of a shim, when it is
+all that stands between the sandbox and a leak. It may itself be killed and run again: every step accepts that it was
+done. The order follows from who uses what: processes hold mounts, mounts hold directories.
+
+1. kill the shim, so that nobody makes anything new;
+2. kill the sandbox's cgroup: VMM and virtiofsd; wait until they are gone;
+3. leave a tombstone, from which the services learn what they missed;
+4. unmount all below the sandbox's directory and the bundle's root file system;
+5. remove the socket and the directory. If a mount is still there this step is not reached: what lies below it
+   belongs to the container's owner.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+
+from common import paths
+from common.linux import cgroup, identity, mounts
+from common.protocols.task import DeleteResponse, Timestamp
+from procs.shim import record
+
+KILLED = 128 + 9
+
+
+def delete(sandbox_id: str, bundle: str, socket_path: str) -> bytes:
+    """Clean up and return the ``DeleteResponse`` that containerd makes an exit event from."""
+    pid = clean(sandbox_id, bundle, socket_path)
+    now = Timestamp.from_ns(time.time_ns())
+    return DeleteResponse(pid=pid, exit_status=KILLED, exited_at=now).encode()
+
+
+def clean(sandbox_id: str, bundle: str, socket_path: str) -> int:
+    """Remove all that is left of a sandbox; return the pid of its shim, or 0 if there was none.
+
+    Raises:
+        OSError: a process or a mount would not go; nothing below it was removed.
+    """
+    pid = 0
+    directory = paths.sandbox_dir(sandbox_id)
+    if os.path.lexists(directory):
+        pid = _kill_shim(sandbox_id)
+        cgroup.kill(sandbox_id)
+        _leave_tombstone(sandbox_id)
+        mounts.unmount_below(directory)
+    mounts.unmount_below(f"{bundle}/rootfs")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(socket_path)
+    remove_tree(directory)
+    return pid
+
+
+def remove_tree(directory: str) -> None:
+    """Remove a directory in which nothing is mounted, and all in it; one that is not there is fine."""
+    for parent, directories, files in os.walk(directory, topdown=False):
+        for name in files:
+            os.unlink(f"{parent}/{name}")
+        for name in directories:
+            path = f"{parent}/{name}"
+            os.unlink(path) if os.path.islink(path) else os.rmdir(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(directory)
+
+
+def _kill_shim(sandbox_id: str) -> int:
+    """Kill the shim that the sandbox's record names, unless it is the caller's own; return its pid or 0."""
+    shim = record.read(sandbox_id)
+    if shim is None:
+        return 0
+    pid = int(shim["pid"])
+    if pid != os.getpid() and shim["boot_id"] == identity.boot_id():
+        identity.kill(pid, int(shim["start_time"]))
+    return pid
+
+
+def _leave_tombstone(sandbox_id: str) -> None:
+    os.makedirs(paths.tombstones_dir(), mode=0o700, exist_ok=True)
+    os.close(os.open(f"{paths.tombstones_dir()}/{sandbox_id}", os.O_WRONLY | os.O_CREAT, 0o600))

@@ -1,0 +1,232 @@
+"""``start``: take the sandbox's name, listen, fork the server, print the address.
+
+The order is what makes it safe::
+
+    check the id and the container's type     nothing has been made yet
+    take the name (record)                    from here on a failure undoes what was made
+    listen                                    containerd may connect as soon as it knows the address
+    fork, setsid, fork                        the server imports zmq and asks for the VM while the rest happens
+    write `address` and `shim.pid`, print     containerd reads until the end of file: the server must not hold fd 1 or 2
+
+The server's process is a fork and not an execution, so that it need not start Python again. It never returns to the
+caller: its exit status is its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM
+from _socket import socket as _Socket  # noqa: N812 - `socket` itself costs 8 ms, and only a listener is wanted
+
+from common import paths
+from procs.shim import cleanup, record
+
+SOCKET_DIR = "/run/containerd/s"
+_MAX_ID = 76
+_MAX_OPTIONS = 1 << 20
+
+_TYPE_KEYS = ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType")
+
+
+class Launch:
+    """What ``start`` knows and the server needs.
+
+    Attributes:
+        sandbox_id: the container's id; a single container is its own sandbox.
+        namespace: containerd's namespace.
+        address: containerd's socket.
+        bundle: the bundle's directory.
+        is_debug: whether containerd logs at debug level.
+        options: what came on standard input: the runtime's options, or nothing.
+        socket_path: where the server listens.
+    """
+
+    __slots__ = ("address", "bundle", "is_debug", "namespace", "options", "sandbox_id", "socket_path")
+
+    def __init__(self, *, sandbox_id: str, namespace: str, address: str, bundle: str, is_debug: bool) -> None:
+        self.sandbox_id = sandbox_id
+        self.namespace = namespace
+        self.address = address
+        self.bundle = bundle
+        self.is_debug = is_debug
+        self.options = b""
+        self.socket_path = socket_path(address, namespace, sandbox_id)
+
+
+def checked_id(text: str) -> str:
+    """Return a container id that is safe as a name of files and cgroups.
+
+    The rule is containerd's (v1.6.20 ``identifiers/validate.go``): at most 76 characters, runs of ASCII letters and
+    digits joined by single ``.``, ``_`` or ``-``.
+
+    Raises:
+        ValueError: it is not such an id.
+    """
+    runs = text.replace(".", "-").replace("_", "-").split("-")
+    if len(text) > _MAX_ID or not all(run.isascii() and run.isalnum() for run in runs):
+        raise ValueError(f"container id {text!r} is not valid: at most {_MAX_ID} letters and digits joined by . _ or -")
+    return text
+
+
+def socket_path(address: str, namespace: str, sandbox_id: str) -> str:
+    """Return the server's socket: containerd's own rule, so that both find the same (facts: shim/util_unix.go)."""
+    import hashlib
+
+    name = os.path.normpath(f"{address}/{namespace}/{sandbox_id}")
+    return f"{SOCKET_DIR}/{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+def start(launch: Launch) -> int:
+    """Start the sandbox's shim and print its address; return the exit status of this process.
+
+    Raises:
+        ValueError: the container is not one that this version runs.
+        OSError: the sandbox exists, or something could not be made.
+    """
+    _check_type(launch.bundle)
+    launch.options = _read_options()
+    with contextlib.ExitStack() as undo:
+        with record.names_locked():
+            _make_room(launch)
+            lock = record.take(launch.sandbox_id)
+        undo.callback(cleanup.clean, launch.sandbox_id, launch.bundle, launch.socket_path)
+        listener = _listen(launch.socket_path)
+        pid = _fork_server(launch, listener)
+        _write(f"{launch.bundle}/shim.pid", str(pid))
+        _write(f"{launch.bundle}/address", f"unix://{launch.socket_path}")
+        os.write(sys.stdout.fileno(), f"unix://{launch.socket_path}\n".encode())
+        os.close(lock)
+        undo.pop_all()
+    return 0
+
+
+def _check_type(bundle: str) -> None:
+    """Refuse what needs a pod: this version runs single containers.
+
+    Parsing JSON costs as much as starting Python, so the file is parsed only if it contains one of the keys.
+
+    Raises:
+        ValueError: the container belongs to a pod, or is the sandbox of one.
+    """
+    with open(f"{bundle}/config.json", "rb") as file:
+        text = file.read()
+    if not any(key.encode() in text for key in _TYPE_KEYS):
+        return
+    import json
+
+    annotations = json.loads(text).get("annotations") or {}
+    for key in _TYPE_KEYS:
+        if key in annotations:
+            raise ValueError(
+                f"annotation {key}={annotations[key]!r}: pods are not supported yet, only single containers"
+                " (run it with ctr, nerdctl or Docker, or with another RuntimeClass)"
+            )
+
+
+def _read_options() -> bytes:
+    """Read the runtime's options from standard input; a terminal or /dev/null has none."""
+    if stat.S_ISCHR(os.fstat(0).st_mode):
+        return b""
+    chunks = []
+    size = 0
+    while chunk := os.read(0, 65536):
+        size += len(chunk)
+        if size > _MAX_OPTIONS:
+            raise ValueError(f"runtime options on standard input exceed {_MAX_OPTIONS} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _make_room(launch: Launch) -> None:
+    """Clean up after a shim that died with the sandbox's name.
+
+    Raises:
+        FileExistsError: it lives.
+    """
+    sandbox_id = launch.sandbox_id
+    if not os.path.lexists(paths.sandbox_dir(sandbox_id)):
+        return
+    if record.is_served(sandbox_id):
+        owner = record.read(sandbox_id) or {}
+        raise FileExistsError(
+            f"sandbox {sandbox_id} runs already, for bundle {owner.get('bundle', '(starting)')} in namespace "
+            f"{owner.get('namespace', '(starting)')}; ids are unique per host (choose another id): already exists"
+        )
+    cleanup.clean(sandbox_id, launch.bundle, launch.socket_path)
+
+
+def _listen(path: str) -> _Socket:
+    """Return a listener that only root can connect to. Whoever holds the sandbox's name may replace its socket."""
+    os.makedirs(SOCKET_DIR, mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    listener = _Socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+    listener.bind(path)
+    os.chmod(path, 0o600)
+    listener.listen(128)
+    return listener
+
+
+def _fork_server(launch: Launch, listener: _Socket) -> int:
+    """Fork the server into a session of its own; return its pid.
+
+    Raises:
+        OSError: it could not record itself.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _become_server(launch, listener, writer)
+    os.close(writer)
+    listener.close()
+    os.waitpid(child, 0)
+    with open(reader, "rb") as pipe:
+        pid = pipe.read()
+    if not pid:
+        raise OSError(f"the shim of sandbox {launch.sandbox_id} ended before it began")
+    return int(pid)
+
+
+def _become_server(launch: Launch, listener: _Socket, writer: int) -> None:
+    """Fork again, so that no terminal and no parent is left; serve, and never return."""
+    status = 1
+    try:
+        os.setsid()
+        if os.fork() == 0:
+            record.write(launch.sandbox_id, namespace=launch.namespace, bundle=launch.bundle, socket=launch.socket_path)
+            _redirect_streams(launch.bundle)
+            os.chdir("/")
+            os.write(writer, str(os.getpid()).encode())
+            os.close(writer)
+            from procs.shim import server
+
+            status = server.serve(launch, listener.detach())
+        else:
+            status = 0
+    finally:
+        os._exit(status)
+
+
+def _redirect_streams(bundle: str) -> None:
+    """Give up the caller's standard streams; errors go to the bundle's log FIFO, which containerd reads.
+
+    The FIFO is opened without waiting for a reader, and written to without waiting for it either.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        log = os.open(f"{bundle}/log", os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        log = null
+    os.dup2(null, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    for fd in {null, log}:
+        os.close(fd)
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
