@@ -6,7 +6,8 @@
         bus/<service>              ipc socket of a service, <service>.events its events, <service>.lock its lock
         sandboxes/<id>/            all that one sandbox owns; made by the shim's `start`, removed by its end or `delete`
             shim.json              the shim's process (procs/shim)
-            share/                 what virtiofsd exports: <container>/rootfs is a mount; a shared mount point itself
+            mounts/                mounts for the guest: <container>/rootfs, <container>/mounts/<n> (procs/shim)
+            share/                 the same tree, read-only: what virtiofsd exports
             vm/                    the VM manager's alone: vm.json, sockets, console.log
         tombstones/<id>            left by `delete` for the services to clean up from
         probe.json                 which accelerator works on this host, with the boot id
@@ -42,6 +43,11 @@ def sandbox_dir(sandbox_id: str) -> str:
 def vm_dir(sandbox_id: str) -> str:
     """Return the VM manager's part of a sandbox's directory."""
     return f"{sandbox_dir(sandbox_id)}/vm"
+
+
+def mounts_dir(sandbox_id: str) -> str:
+    """Return the directory below which the shim mounts what the guest is to see."""
+    return f"{sandbox_dir(sandbox_id)}/mounts"
 
 
 def share_dir(sandbox_id: str) -> str:

@@ -1,0 +1,94 @@
+"""The host's side of file sharing: what virtiofsd exports to the guest.
+
+::
+
+    sandboxes/<id>/mounts/<container>/rootfs      mounts are made here; shared, a peer group of its own
+    sandboxes/<id>/mounts/<container>/mounts/<n>  what the container sees of the host
+    sandboxes/<id>/share/                         the same, read-only and a slave: what virtiofsd exports
+
+virtiofsd lives in a mount namespace that it made when it started; a mount made later reaches it by propagation. The
+guest must not write where we make mount points, or a link of its making would lead a mount of ours to a place of its
+choice: so it sees the tree through ``share/``, in which only the mounts themselves may be writable.
+
+``mounts/`` is made private before it is made shared: a clone of a shared mount joins its peer group, and every mount
+below would appear in the original as well. Mounts are made in the host's mount namespace, in threads: unmounting an overlay
+writes back what is dirty.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common import paths
+from common.errors import UnsupportedError, UsageError
+from common.linux import mounts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from common.protocols.task import Mount
+    from procs.shim.spec import HostMount
+
+
+def prepare(sandbox_id: str) -> None:
+    """Make ``mounts/`` and ``share/``."""
+    inside, exported = paths.mounts_dir(sandbox_id), paths.share_dir(sandbox_id)
+    for directory in (inside, exported):
+        Path(directory).mkdir(mode=0o700)
+    mounts.mount(inside, inside, flags=mounts.MS_BIND)
+    mounts.set_propagation(inside, mounts.MS_PRIVATE)
+    mounts.set_propagation(inside, mounts.MS_SHARED)
+    mounts.mount(inside, exported, flags=mounts.MS_BIND | mounts.MS_RDONLY)
+    mounts.set_propagation(exported, mounts.MS_SLAVE)
+
+
+async def add_container(sandbox_id: str, container_id: str, rootfs: Sequence[Mount], host: Sequence[HostMount]) -> None:
+    """Mount a container's root file system, and what it sees of the host, where the guest finds them.
+
+    Raises:
+        UsageError: something cannot be mounted; it names what. Nothing of the container stays mounted.
+    """
+    directory = Path(paths.mounts_dir(sandbox_id), container_id)
+    try:
+        await asyncio.to_thread(_mount_all, directory, rootfs, host)
+    except BaseException:
+        await asyncio.to_thread(mounts.unmount_below, str(directory))
+        raise
+
+
+def _mount_all(directory: Path, rootfs: Sequence[Mount], host: Sequence[HostMount]) -> None:
+    root = directory / "rootfs"
+    root.mkdir(parents=True)
+    for mount in rootfs:
+        if mount.target:
+            raise UnsupportedError(f"mount of {mount.source} below the root file system, at {mount.target}")
+        flags, data = mounts.parse_options(mount.options)
+        _mount(mount.source, root, mount.type, flags, data)
+    for wanted in host:
+        target = directory / wanted.name
+        _make_mount_point(Path(wanted.source), target)
+        flags = (mounts.MS_REC if wanted.is_recursive else 0) | (mounts.MS_RDONLY if wanted.is_readonly else 0)
+        _mount(wanted.source, target, "bind", flags, "")
+
+
+def _make_mount_point(source: Path, target: Path) -> None:
+    """Make a directory for a directory and an empty file for all else, since that is what a bind mount wants."""
+    target.parent.mkdir(exist_ok=True)
+    if source.is_dir():
+        target.mkdir()
+    else:
+        target.touch()
+
+
+def _mount(source: str, target: Path, fstype: str, flags: int, data: str) -> None:
+    if fstype in ("bind", "rbind"):
+        flags |= mounts.MS_BIND
+    try:
+        mounts.mount(source, str(target), fstype, flags, data)
+    except OSError as err:
+        raise UsageError(
+            f"cannot mount {fstype} {source} ({data or 'no options'}) on {target}: {err.strerror}",
+            hint="the kernel's log (dmesg) may say more",
+        ) from err

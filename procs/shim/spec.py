@@ -1,0 +1,105 @@
+"""What of a container's OCI configuration goes to the guest. Pure: JSON in, JSON out.
+
+The configuration is made for a container on the host. In the guest, the VM is the boundary, and some of it means
+nothing there or does harm (the rules are upstream's, Kata Containers 4.1.0, ``kata_agent.go``, ``constrainGRPCSpec``):
+
+- hooks are programs of the host;
+- seccomp is off in the guest, as upstream's default ``disable_guest_seccomp = true`` has it;
+- device rules, pids, block and network limits and the choice of CPUs are about the host;
+- the guest has one network, one cgroup tree and one clock: those namespaces are not made again, and the paths of the
+  others are the host's;
+- the cgroup path is the host's, in one of several forms.
+
+A bind mount's source is a path of the host: it is shared, and the guest is told the path at which it finds it. Sources
+in ``/proc``, ``/sys`` and ``/dev`` are meant to be the kernel's that the container runs on: those are the guest's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from common.errors import UsageError
+
+GUEST_SHARE: Final = "/run/kata-containers/shared/containers"
+"""Where the guest mounts the sandbox's share directory (upstream's path)."""
+
+_DROPPED_NAMESPACES = frozenset(("cgroup", "network", "time"))
+_KEPT_RESOURCES = ("memory", "cpu", "hugepageLimits")
+_GUESTS_OWN = ("/proc", "/sys", "/dev")
+_BINDS = frozenset(("bind", "rbind"))
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostMount:
+    """A path of the host that a container wants to see.
+
+    Attributes:
+        name: its name in the container's part of the share, for example ``mounts/0``.
+        source: the path on the host.
+        is_recursive: whether mounts below the source are wanted too.
+        is_readonly: whether the container may only read it.
+    """
+
+    name: str
+    source: str
+    is_recursive: bool
+    is_readonly: bool
+
+
+def for_guest(config: Json, container_id: str) -> tuple[Json, list[HostMount]]:
+    """Return the configuration for the guest, and what of the host has to be shared for it.
+
+    Raises:
+        UsageError: the configuration has no process.
+    """
+    if not isinstance(config.get("process"), dict):
+        raise UsageError(f"the OCI configuration of container {container_id} has no process")
+    cut = {key: value for key, value in config.items() if key != "hooks"}
+    cut["root"] = {**(config.get("root") or {}), "path": f"{GUEST_SHARE}/{container_id}/rootfs"}
+    cut["linux"] = _linux(config.get("linux") or {}, container_id)
+    cut["mounts"], shared = _mounts(config.get("mounts") or [], container_id)
+    return cut, shared
+
+
+def _linux(linux: Json, container_id: str) -> Json:
+    cut = {key: value for key, value in linux.items() if key not in ("seccomp", "devices")}
+    cut["cgroupsPath"] = f"/{container_id}"
+    cut["namespaces"] = [
+        {"type": namespace["type"]}
+        for namespace in linux.get("namespaces") or []
+        if namespace["type"] not in _DROPPED_NAMESPACES
+    ]
+    resources = linux.get("resources") or {}
+    cut["resources"] = {key: resources[key] for key in _KEPT_RESOURCES if key in resources}
+    if "cpu" in cut["resources"]:
+        cut["resources"]["cpu"] = {key: value for key, value in resources["cpu"].items() if key not in ("cpus", "mems")}
+    return cut
+
+
+def _mounts(mounts: list[Json], container_id: str) -> tuple[list[Json], list[HostMount]]:
+    told: list[Json] = []
+    shared: list[HostMount] = []
+    for mount in mounts:
+        if not _is_of_host(mount):
+            told.append(mount)
+            continue
+        options = mount.get("options") or []
+        host = HostMount(
+            name=f"mounts/{len(shared)}",
+            source=mount["source"],
+            is_recursive="rbind" in options,
+            is_readonly="ro" in options,
+        )
+        shared.append(host)
+        told.append({**mount, "source": f"{GUEST_SHARE}/{container_id}/{host.name}"})
+    return told, shared
+
+
+def _is_of_host(mount: Json) -> bool:
+    if mount.get("type") not in _BINDS and not _BINDS.intersection(mount.get("options") or []):
+        return False
+    source = str(mount.get("source", ""))
+    return not any(source == own or source.startswith(f"{own}/") for own in _GUESTS_OWN)

@@ -1,0 +1,207 @@
+"""Standard streams between FIFOs of the host and stream ports of the VM.
+
+A VM has a fixed number of ports (:mod:`common.channel`). A process uses one for standard input and output, which go
+opposite ways, and another for standard error; with a terminal, which has no standard error, only the first.
+
+*Back-pressure*: a pump holds one chunk and takes the next when that one is written, so a client that does not read
+stops its process, and a process that does not read stops its client.
+
+*When a port may be used again*: once the guest's end frame has come and no frame of ours is half written. Otherwise
+bytes of this use would reach the next one; such a port stays taken until the VM ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from common.channel import HEADER, MAX_CHUNK, ChannelError, StreamDecoder, port_of, stream_number
+from common.errors import ExhaustedError
+from procs.shim import unix
+from procs.shim.fifos import Inlet, Outlet
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncIterator, Sequence
+
+    from procs.shim.tasks import Stdio
+
+
+class StreamPorts:
+    """Which ports of a VM are free. The one that rested longest is taken first."""
+
+    def __init__(self, sockets: Sequence[str]) -> None:
+        self._sockets = sockets
+        self._free = deque(range(len(sockets)))
+        self._generation = 0
+
+    def take(self) -> PortUse:
+        """Connect to a free port, under a stream number that was never used in this VM.
+
+        Raises:
+            ExhaustedError: every port is taken.
+            UnavailableError: the VM is gone.
+        """
+        if not self._free:
+            raise ExhaustedError(
+                f"all {len(self._sockets)} stream ports of the VM are in use",
+                hint="a process takes one with a terminal and two without; end one first",
+            )
+        port = self._free.popleft()
+        self._generation += 1
+        return PortUse(stream_number(self._generation, port), unix.connect(self._sockets[port]))
+
+    def give_back(self, use: PortUse) -> None:
+        """Disconnect; the port is free again if nothing of this use can reach the next."""
+        use.close()
+        if use.is_spent:
+            self._free.append(port_of(use.stream))
+
+
+class PortUse:
+    """One use of a port: payload both ways, under one stream number.
+
+    Attributes:
+        stream: the number, as the agent is told it.
+        has_output: whether the guest sends on it, and so will send an end.
+    """
+
+    def __init__(self, stream: int, sock: socket.socket) -> None:
+        self.stream = stream
+        self.has_output = False
+        self._socket = sock
+        self._decoder = StreamDecoder(stream)
+        self._is_sending = False
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether both directions are at their end or between frames."""
+        return not self._is_sending and (self._decoder.is_ended or not self.has_output)
+
+    async def payloads(self) -> AsyncIterator[bytes]:
+        """Yield what the guest sends, until its end or the VM's."""
+        loop = asyncio.get_running_loop()
+        while not self._decoder.is_ended:
+            data = await loop.sock_recv(self._socket, HEADER.size + MAX_CHUNK)
+            if not data:
+                return
+            for payload in self._decoder.feed(data):
+                yield payload
+
+    async def send(self, payload: bytes) -> None:
+        """Send one frame; an empty payload is the end."""
+        self._is_sending = True
+        header = HEADER.pack(self.stream, len(payload))
+        await asyncio.get_running_loop().sock_sendall(self._socket, header + payload)
+        self._is_sending = False
+
+    def close(self) -> None:
+        """Disconnect from the port."""
+        self._socket.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamNumbers:
+    """What the agent is told: stream numbers, 0 for a stream that the process does not have."""
+
+    stdin: int = 0
+    stdout: int = 0
+    stderr: int = 0
+
+
+class Streams:
+    """The standard streams of one process. Opens the FIFOs when made, ports when the guest is about to need them."""
+
+    def __init__(self, stdio: Stdio) -> None:
+        with contextlib.ExitStack() as undo:
+            self._inlet = Inlet(stdio.stdin) if stdio.stdin else None
+            undo.callback(self.close_fifos)
+            self._outlets: list[Outlet] = []
+            self._stdout = self._outlet(stdio.stdout)
+            self._stderr = self._outlet("" if stdio.is_terminal else stdio.stderr)
+            undo.pop_all()
+        self._is_terminal = stdio.is_terminal
+        self._ports: StreamPorts | None = None
+        self._main: PortUse | None = None
+        self._error: PortUse | None = None
+
+    def take_ports(self, ports: StreamPorts) -> StreamNumbers:
+        """Connect to as many ports as the process needs.
+
+        Raises:
+            ExhaustedError: there are not enough.
+        """
+        self._ports = ports
+        if self._inlet or self._stdout or self._is_terminal:
+            self._main = ports.take()
+            self._main.has_output = self._stdout is not None or self._is_terminal
+        if self._stderr:
+            self._error = ports.take()
+            self._error.has_output = True
+        main = self._main.stream if self._main else 0
+        return StreamNumbers(
+            stdin=main if self._inlet or self._is_terminal else 0,
+            stdout=main if self._stdout or self._is_terminal else 0,
+            stderr=self._error.stream if self._error else 0,
+        )
+
+    async def pump_output(self) -> None:
+        """Carry output to the clients until the guest has ended every stream, or the VM is gone."""
+        async with asyncio.TaskGroup() as group:
+            for use, outlet in ((self._main, self._stdout), (self._error, self._stderr)):
+                if use is not None and use.has_output:
+                    group.create_task(_pump_out(use, outlet))
+
+    async def pump_input(self) -> None:
+        """Carry input to the guest until it ends."""
+        if self._inlet is None or self._main is None:
+            return
+        with contextlib.suppress(ConnectionError):  # the VM is gone, which its pidfd tells
+            while data := await self._inlet.read(MAX_CHUNK):
+                await self._main.send(data)
+            await self._main.send(b"")
+
+    def end_input(self) -> None:
+        """Let standard input end (CloseIO); what is in the FIFO still arrives."""
+        if self._inlet is not None:
+            self._inlet.end()
+
+    def close(self) -> None:
+        """Give up FIFOs and ports. The pumps must have ended."""
+        self.close_fifos()
+        for use in (self._main, self._error):
+            if use is not None and self._ports is not None:
+                self._ports.give_back(use)
+        self._main = self._error = None
+
+    def close_fifos(self) -> None:
+        """Give up the FIFOs: clients see the end of output."""
+        if self._inlet is not None:
+            self._inlet.close()
+            self._inlet = None
+        for outlet in self._outlets:
+            outlet.close()
+        self._outlets.clear()
+
+    def _outlet(self, path: str) -> Outlet | None:
+        if not path:
+            return None
+        outlet = Outlet(path)
+        self._outlets.append(outlet)
+        return outlet
+
+
+async def _pump_out(use: PortUse, outlet: Outlet | None) -> None:
+    """Carry one output stream; without a FIFO (a terminal that nobody looks at) its bytes are dropped."""
+    try:
+        async for payload in use.payloads():
+            if outlet is not None:
+                await outlet.write(payload)
+    except ConnectionError:
+        pass  # the VM is gone, which its pidfd tells
+    except ChannelError as err:
+        logging.getLogger(__name__).warning("output of the guest dropped: stream %#x: %s", use.stream, err)
