@@ -77,6 +77,11 @@ class StreamDecoder:
         self._buffer = bytearray()
         self.is_ended = False
 
+    def begin(self, stream: int) -> None:
+        """Pick another stream from here on: the next use of the port. Half a frame that has come already stays."""
+        self._stream = stream
+        self.is_ended = False
+
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Take bytes as they came; yield each payload. ``is_ended`` is set by the stream's end.
 

@@ -26,7 +26,7 @@ import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
     M = TypeVar("M", bound="Message")
@@ -154,6 +154,11 @@ class Message:
     def __repr__(self) -> str:
         shown = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if v)
         return f"{type(self).__name__}({shown})"
+
+    @classmethod
+    def fields(cls) -> Iterable[Field]:
+        """Return the declared fields in the order of their declaration."""
+        return cls._fields.values()
 
     def encode(self) -> bytes:
         """Return the message's bytes.

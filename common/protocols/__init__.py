@@ -1,1 +1,1 @@
-"""The messages of other people's protocols: containerd's and the Kata agent's."""
+"""Messages of the protocols that we did not invent: the guest's agent, the OCI specification, containerd's tasks."""

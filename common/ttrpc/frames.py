@@ -87,6 +87,11 @@ class Decoder:
         self._buffer = bytearray()
         self._skip = 0
 
+    @property
+    def is_between_frames(self) -> bool:
+        """Whether the next byte begins a frame."""
+        return not self._buffer and not self._skip
+
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Take bytes as they came; yield each frame that they complete."""
         if self._skip:

@@ -1,0 +1,154 @@
+"""Kata's agent protocol: services ``grpc.AgentService`` and ``grpc.Health``, as far as this version speaks them.
+
+Field numbers and names are those of ``agent.proto`` and ``health.proto`` of Kata Containers 4.1.0
+(src/libs/protocols/protos). Shared by the shim and the guest's agent. A request that says nothing is :class:`Empty`.
+"""
+
+from __future__ import annotations
+
+from common.protobuf import Message, boolean, int_, message, messages, repeated, string, uint
+from common.protocols.oci import Process, Spec
+
+HEALTH_SERVICE = "grpc.Health"
+AGENT_SERVICE = "grpc.AgentService"
+
+SERVING = 1
+"""``HealthCheckResponse.status`` of an agent that is up."""
+
+SHARE_TAG = "kataShared"
+SHARE_MOUNT_POINT = "/run/kata-containers/shared/containers"
+"""Where the guest mounts the directory that the sandbox's host side shares; ``<container>/rootfs`` is below it."""
+
+
+class Empty(Message):
+    """``google.protobuf.Empty``, and requests without fields."""
+
+
+class CheckRequest(Message):
+    """``Health.Check`` and ``Health.Version``."""
+
+    service: str = string(1)
+
+
+class HealthCheckResponse(Message):
+    """``Health.Check``: see :data:`SERVING`."""
+
+    status: int = int_(1)
+
+
+class VersionCheckResponse(Message):
+    """``Health.Version``."""
+
+    grpc_version: str = string(1)
+    agent_version: str = string(2)
+
+
+class Storage(Message):
+    """Something to mount in the guest."""
+
+    driver: str = string(1)
+    driver_options: list[str] = repeated(string(2))
+    source: str = string(3)
+    fstype: str = string(4)
+    options: list[str] = repeated(string(5))
+    mount_point: str = string(6)
+
+
+class CreateSandboxRequest(Message):
+    """``CreateSandbox``."""
+
+    hostname: str = string(1)
+    storages: list[Storage] = messages(3, Storage)
+    sandbox_id: str = string(5)
+
+
+class CreateContainerRequest(Message):
+    """``CreateContainer``. The ports are stream numbers of ``common.channel``; 0 means that there is no such stream."""
+
+    container_id: str = string(1)
+    exec_id: str = string(2)
+    storages: list[Storage] = messages(5, Storage)
+    oci: Spec | None = message(6, Spec)
+    stdin_port: int = uint(9)
+    stdout_port: int = uint(10)
+    stderr_port: int = uint(11)
+
+
+class StartContainerRequest(Message):
+    """``StartContainer``."""
+
+    container_id: str = string(1)
+
+
+class RemoveContainerRequest(Message):
+    """``RemoveContainer``. ``timeout`` in seconds, 0 for none."""
+
+    container_id: str = string(1)
+    timeout: int = uint(2)
+
+
+class ExecProcessRequest(Message):
+    """``ExecProcess``, which starts a process at once. Ports as in :class:`CreateContainerRequest`."""
+
+    container_id: str = string(1)
+    exec_id: str = string(2)
+    process: Process | None = message(4, Process)
+    stdin_port: int = uint(5)
+    stdout_port: int = uint(6)
+    stderr_port: int = uint(7)
+
+
+class SignalProcessRequest(Message):
+    """``SignalProcess``. ``exec_id`` empty: every process of the container; the container's id: its first process."""
+
+    container_id: str = string(1)
+    exec_id: str = string(2)
+    signal: int = uint(3)
+
+
+class WaitProcessRequest(Message):
+    """``WaitProcess``, answered when the process has ended and its output has been handed on."""
+
+    container_id: str = string(1)
+    exec_id: str = string(2)
+
+
+class WaitProcessResponse(Message):
+    """``status`` is the exit code, or 128 and the signal that killed it."""
+
+    status: int = int_(1)
+
+
+class TtyWinResizeRequest(Message):
+    """``TtyWinResize``."""
+
+    container_id: str = string(1)
+    exec_id: str = string(2)
+    row: int = uint(3)
+    column: int = uint(4)
+
+
+class GuestDetailsRequest(Message):
+    """``GetGuestDetails``: which of the optional answers are wanted."""
+
+    mem_block_size: bool = boolean(1)
+    mem_hotplug_probe: bool = boolean(2)
+
+
+class AgentDetails(Message):
+    """What an agent is and can do."""
+
+    version: str = string(1)
+    init_daemon: bool = boolean(2)
+    device_handlers: list[str] = repeated(string(3))
+    storage_handlers: list[str] = repeated(string(4))
+    supports_seccomp: bool = boolean(5)
+    extra_features: list[str] = repeated(string(6))
+
+
+class GuestDetailsResponse(Message):
+    """``GetGuestDetails``."""
+
+    mem_block_size_bytes: int = uint(1)
+    agent_details: AgentDetails | None = message(2, AgentDetails)
+    support_mem_hotplug_probe: bool = boolean(3)
