@@ -3,14 +3,17 @@
 Python has no wrapper for either call, so libc's are called through ``ctypes``, which is imported with the first call:
 `delete` of a sandbox that left nothing behind never pays for it.
 
-A *bind* mount takes no other flag in the call that makes it (mount(2), "Creating a bind mount"): a read-only one is
-made by a second call, and :func:`mount` does that itself. Whoever passes ``ro`` gets ``ro``.
+A *bind* mount is made with open_tree(2), mount_setattr(2) and move_mount(2), not with mount(2): mount(2) makes it
+writable first and read-only by a second call, and in between it has spread, writable for good, to every mount that it
+propagates to. The new calls set what it may do before anybody can see it, and do so for the mounts below it as well.
+Linux 5.12 has them all.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +25,6 @@ MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOEXEC = 8
 MS_SYNCHRONOUS = 16
-MS_REMOUNT = 32
 MS_DIRSYNC = 128
 MS_NOATIME = 1024
 MS_NODIRATIME = 2048
@@ -37,7 +39,19 @@ MS_STRICTATIME = 1 << 24
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 
-_PROPAGATION = MS_SHARED | MS_SLAVE | MS_PRIVATE | MS_UNBINDABLE
+# <linux/mount.h>, <linux/fcntl.h>; these system calls have the same numbers on every architecture that we run on.
+_SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
+_SYS_MOUNT_SETATTR = 442
+_AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_AT_RECURSIVE = 0x8000
+_OPEN_TREE_CLONE = 1
+_OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+_MOVE_MOUNT_F_EMPTY_PATH = 4
+_ATTRIBUTES = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
+"""Flags that a bind mount can have of its own; ``MOUNT_ATTR_*`` have the same values for these four."""
+
 _MAX_DATA = 4095
 """Bytes of mount data: the kernel copies one page, silently cutting the rest, and wants a NUL (mount(2), NOTES)."""
 
@@ -93,8 +107,8 @@ def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str 
     Args:
         source: what to mount: a device, a directory, or a name that the file system ignores.
         target: an existing directory, or a file for a bind mount of one.
-        fstype: the file system; ``bind`` or empty with ``MS_BIND``.
-        flags: ``MS_*``. With ``MS_BIND`` the others are set by a second call, propagation by a last one.
+        fstype: the file system; not used with ``MS_BIND``.
+        flags: ``MS_*``. With ``MS_BIND``: perhaps ``MS_REC``, and what may not be done in it.
         data: the file system's own options, comma-separated.
 
     Raises:
@@ -102,21 +116,16 @@ def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str 
     """
     if len(os.fsencode(data)) > _MAX_DATA:
         raise OSError(errno.E2BIG, f"mount options of {len(data)} bytes exceed the kernel's {_MAX_DATA}", target)
-    propagation = flags & (_PROPAGATION | MS_REC) if flags & _PROPAGATION else 0
-    flags &= ~_PROPAGATION
     if flags & MS_BIND:
-        _mount(source, target, "", flags & (MS_BIND | MS_REC), "")
-        if flags & ~(MS_BIND | MS_REC):
-            _mount("", target, "", MS_REMOUNT | flags & ~MS_REC, "")
+        _bind(source, target, flags)
     else:
-        _mount(source, target, fstype, flags & ~MS_REC, data)
-    if propagation:
-        set_propagation(target, propagation)
+        arguments = (os.fsencode(source), os.fsencode(target), os.fsencode(fstype), flags, os.fsencode(data))
+        _checked(target, "mount", *arguments)
 
 
 def set_propagation(target: str, flags: int) -> None:
     """Make the mount at ``target`` shared, slave, private or unbindable (``MS_SHARED`` …, perhaps with ``MS_REC``)."""
-    _mount("", target, "", flags, "")
+    _checked(target, "mount", b"", os.fsencode(target), b"", flags, b"")
 
 
 def unmount(target: str) -> None:
@@ -125,13 +134,13 @@ def unmount(target: str) -> None:
     Raises:
         OSError: the kernel refused; nothing is mounted there (EINVAL, ENOENT) is no failure.
     """
-    for flags in (_UMOUNT_NOFOLLOW, _UMOUNT_NOFOLLOW | _MNT_DETACH):
-        error = _call("umount2", os.fsencode(target), flags)
-        if error in (0, errno.EINVAL, errno.ENOENT):
-            return
-        if error != errno.EBUSY:
-            raise OSError(error, os.strerror(error), target)
-    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), target)
+    try:
+        _checked(target, "umount2", os.fsencode(target), _UMOUNT_NOFOLLOW)
+    except OSError as err:
+        if err.errno == errno.EBUSY:
+            _checked(target, "umount2", os.fsencode(target), _UMOUNT_NOFOLLOW | _MNT_DETACH)
+        elif err.errno not in (errno.EINVAL, errno.ENOENT):
+            raise
 
 
 def mounted_below(directory: str) -> list[str]:
@@ -164,17 +173,31 @@ def _unescape(field: bytes) -> bytes:
     return field.replace(b"\\040", b" ").replace(b"\\011", b"\t").replace(b"\\012", b"\n").replace(b"\\134", b"\\")
 
 
-def _mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
-    arguments = (os.fsencode(source), os.fsencode(target), os.fsencode(fstype), flags, os.fsencode(data))
-    error = _call("mount", *arguments)
-    if error:
-        raise OSError(error, os.strerror(error), target)
+def _bind(source: str, target: str, flags: int) -> None:
+    """Show ``source`` at ``target`` too."""
+    recursive = _AT_RECURSIVE if flags & MS_REC else 0
+    clone = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | recursive
+    tree = _checked(source, "syscall", _SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(source), clone)
+    try:
+        attributes = struct.pack(
+            "=4Q", flags & _ATTRIBUTES, 0, 0, 0
+        )  # struct mount_attr: set, clear, propagation, userns
+        scope = _AT_EMPTY_PATH | recursive
+        _checked(target, "syscall", _SYS_MOUNT_SETATTR, tree, b"", scope, attributes, len(attributes))
+        arguments = (tree, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH)
+        _checked(target, "syscall", _SYS_MOVE_MOUNT, *arguments)
+    finally:
+        os.close(tree)
 
 
-def _call(name: str, *arguments: bytes | int) -> int:
-    """Call libc; return 0 or the error number."""
+def _checked(path: str, name: str, *arguments: bytes | int) -> int:
+    """Call libc; return its result, or raise the error as one about ``path``."""
     import ctypes
 
-    plain = [ctypes.c_ulong(value) if isinstance(value, int) else value for value in arguments]
+    plain = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
     libc = ctypes.CDLL(None, use_errno=True)
-    return 0 if getattr(libc, name)(*plain) == 0 else ctypes.get_errno()
+    result = int(getattr(libc, name)(*plain))
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), path)
+    return result

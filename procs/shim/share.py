@@ -11,8 +11,8 @@ guest must not write where we make mount points, or a link of its making would l
 choice: so it sees the tree through ``share/``, in which only the mounts themselves may be writable.
 
 ``mounts/`` is made private before it is made shared: a clone of a shared mount joins its peer group, and every mount
-below would appear in the original as well. Mounts are made in the host's mount namespace, in threads: unmounting an overlay
-writes back what is dirty.
+below would appear in the original as well. Mounts are made in the host's mount namespace, in threads: unmounting an
+overlay writes back what is dirty.
 """
 
 from __future__ import annotations
