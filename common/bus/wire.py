@@ -1,6 +1,7 @@
 """The contract of the bus: envelopes, typed bodies, limits. docs/wire-protocol.md describes it for other languages.
 
-A message is one MessagePack map. msgpack bounds every length before an object is built; msgspec then checks the types
+A message is one MessagePack map. msgpack bounds every length by the message's
+own size, and that is bounded here, before an object is built; msgspec then checks the types
 and names the first field that is wrong. Unknown fields are ignored, so that a newer peer may say more; an unknown
 version is refused, since it may mean something else.
 """
@@ -131,7 +132,7 @@ def decode(data: bytes, kind: type[S]) -> S:
     if len(data) > MAX_MESSAGE:
         raise WireError(f"bus message of {len(data)} bytes exceeds the limit of {MAX_MESSAGE}")
     try:
-        plain = msgpack.unpackb(data, max_buffer_size=MAX_MESSAGE)
+        plain = msgpack.unpackb(data)
     except (ValueError, msgpack.UnpackException) as err:
         raise WireError(f"not a MessagePack message: {err}") from err
     version = plain.get("v") if isinstance(plain, dict) else None

@@ -1,0 +1,142 @@
+"""Events: news that a service publishes and that nobody has to hear.
+
+Each event has the publisher's sequence number, and a heartbeat repeats the last one every :data:`HEARTBEAT_S`, since
+otherwise the loss of a last event would never show. A subscriber that cannot know whether it missed something (first
+contact, a gap, a publisher that restarted) gets :class:`Resync` first: its reader then reads the state itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from common import log, paths
+from common.bus.wire import VERSION, Event, News, convert, decode, encode
+from common.errors import KataError
+from common.workers import Workers
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+    from types import TracebackType
+
+Q = TypeVar("Q", bound=msgspec.Struct)
+
+HEARTBEAT_S = 1.0
+_QUEUE = 1000
+
+
+class Resync(msgspec.Struct, frozen=True, kw_only=True):
+    """Events of a service may have been missed: read its state."""
+
+    service: str
+
+
+class Received(msgspec.Struct, frozen=True, kw_only=True):
+    """An event as it came; :meth:`body_of` gives its body if it is of a kind."""
+
+    service: str
+    news: News
+
+    def body_of(self, event: Event[Q]) -> Q | None:
+        """Return the body if this is such an event, else None.
+
+        Raises:
+            WireError: it is, but its body is not of the event's type.
+        """
+        return convert(self.news.body, event.body) if self.news.topic == event.topic else None
+
+
+class Publisher:
+    """Publishes a service's events; an async context manager."""
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+        self._identity = secrets.token_hex(8)
+        self._sequence = 0
+        self._stack = AsyncExitStack()
+        self._workers = Workers()
+
+    async def __aenter__(self) -> Self:
+        context = zmq.asyncio.Context()
+        self._stack.callback(context.destroy, linger=0)
+        self._socket = context.socket(zmq.PUB)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.SNDHWM, _QUEUE)
+        self._socket.bind(f"ipc://{paths.bus_dir()}/{self._service}.events")
+        await self._stack.enter_async_context(self._workers)
+        self._workers.spawn(self._beat())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.__aexit__(kind, error, trace)
+
+    async def publish(self, event: Event[Q], body: Q) -> None:
+        """Tell whoever listens."""
+        self._sequence += 1
+        await self._send(event.topic, msgspec.to_builtins(body))
+
+    async def _send(self, topic: str, body: dict[str, object]) -> None:
+        news = News(v=VERSION, publisher=self._identity, sequence=self._sequence, topic=topic, body=body)
+        await self._socket.send(encode(news))
+
+    async def _beat(self) -> None:
+        while True:
+            await self._send("", {})
+            await asyncio.sleep(HEARTBEAT_S)
+
+
+class Subscriber:
+    """Hears the events of services; an async context manager and an async iterator."""
+
+    def __init__(self, services: Iterable[str]) -> None:
+        self._services = tuple(services)
+        self._queue: asyncio.Queue[Received | Resync] = asyncio.Queue(_QUEUE)
+        self._stack = AsyncExitStack()
+        self._workers = Workers()
+
+    async def __aenter__(self) -> Self:
+        context = zmq.asyncio.Context()
+        self._stack.callback(context.destroy, linger=0)
+        await self._stack.enter_async_context(self._workers)
+        for service in self._services:
+            socket = context.socket(zmq.SUB)
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.RCVHWM, _QUEUE)
+            socket.setsockopt(zmq.SUBSCRIBE, b"")
+            socket.connect(f"ipc://{paths.bus_dir()}/{service}.events")
+            self._workers.spawn(self._read(service, socket))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.__aexit__(kind, error, trace)
+
+    def __aiter__(self) -> AsyncIterator[Received | Resync]:
+        return self
+
+    async def __anext__(self) -> Received | Resync:
+        return await self._queue.get()
+
+    async def _read(self, service: str, socket: zmq.asyncio.Socket) -> None:
+        publisher, sequence = "", 0
+        while True:
+            try:
+                news = decode(await socket.recv(), News)
+            except KataError as err:
+                log.get().warning("malformed event dropped", service=service, error=str(err))
+                continue
+            expected = sequence + 1 if news.topic else sequence
+            if news.publisher != publisher or news.sequence != expected:
+                await self._queue.put(Resync(service=service))
+            publisher, sequence = news.publisher, news.sequence
+            if news.topic:
+                await self._queue.put(Received(service=service, news=news))

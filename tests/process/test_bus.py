@@ -1,0 +1,280 @@
+"""The bus between real processes: who answers, who is away, what is asked twice, what was missed.
+
+This file is also the service under test: ``python test_bus.py`` runs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec
+
+import msgspec
+import pytest
+
+from common import paths
+from common.bus import service as bus_service
+from common.bus.client import BusClient
+from common.bus.events import Publisher, Received, Resync, Subscriber
+from common.bus.server import BusServer
+from common.bus.wire import Empty, Event, Verb
+from common.errors import (
+    AlreadyExistsError,
+    BugError,
+    DeadlineError,
+    InterruptedCallError,
+    StateError,
+    UnavailableError,
+)
+from common.services.health import HEALTH
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+P = ParamSpec("P")
+
+SERVICE = "echo"
+
+
+class Word(msgspec.Struct, frozen=True, kw_only=True):
+    word: str
+
+
+class Count(msgspec.Struct, frozen=True, kw_only=True):
+    count: int
+    pid: int
+
+
+HOLD = Verb("hold", Word, Count)
+COUNT = Verb("count", Empty, Count)
+REFUSE = Verb("refuse", Empty, Empty)
+CRASH = Verb("crash", Empty, Empty)
+SAY = Verb("say", Word, Empty)
+SAID = Event("said", Word)
+
+
+async def serve() -> None:
+    """Count calls; hold one until its word's file appears; refuse; crash; say."""
+    calls = 0
+
+    async def hold(request: Word) -> Count:
+        nonlocal calls
+        calls += 1
+        async with asyncio.timeout(30):
+            while request.word and not await asyncio.to_thread(Path(request.word).exists):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        return Count(count=calls, pid=os.getpid())
+
+    async def count(_: Empty) -> Count:
+        return Count(count=calls, pid=os.getpid())
+
+    async def refuse(_: Empty) -> Empty:
+        raise StateError("the echo is tired", hint="wait", mood="tired")
+
+    async def crash(_: Empty) -> Empty:
+        raise ZeroDivisionError("oh")
+
+    async def say(request: Word) -> Empty:
+        await publisher.publish(SAID, request)
+        return Empty()
+
+    async with BusServer(SERVICE) as server, Publisher(SERVICE) as publisher:
+        server.register(HOLD, hold)
+        server.register(COUNT, count)
+        server.register(REFUSE, refuse)
+        server.register(CRASH, crash)
+        server.register(SAY, say)
+        await asyncio.Event().wait()
+
+
+@pytest.fixture(autouse=True)
+def run_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A run directory whose path is short enough for a socket."""
+    directory = Path(tempfile.mkdtemp(prefix="kt-", dir="/tmp"))
+    monkeypatch.setenv(paths.RUN_DIR_VARIABLE, str(directory))
+    yield directory
+    shutil.rmtree(directory)
+
+
+@contextmanager
+def running(*arguments: str, stdout: int = subprocess.DEVNULL) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, __file__, *arguments], stdout=stdout) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+async def reached(bus: BusClient) -> None:
+    """Wait until the service answers, as a caller that may start before it does."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await bus.call(SERVICE, HEALTH, Empty(), timeout_s=5)
+            except UnavailableError:
+                continue
+            return
+
+
+def in_event_loop(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
+    """Run an async test; nothing here takes a minute."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 60))
+
+    return run
+
+
+@in_event_loop
+async def test_calls_answers_and_errors_keep_their_types() -> None:
+    with running() as process:
+        async with BusClient() as bus:
+            await reached(bus)
+            health = await bus.call(SERVICE, HEALTH, Empty(), timeout_s=5)
+            assert (health.service, health.pid) == (SERVICE, process.pid)
+            with pytest.raises(StateError, match=r"the echo is tired \(wait\)") as refused:
+                await bus.call(SERVICE, REFUSE, Empty(), timeout_s=5)
+            assert refused.value.context == {"mood": "tired"}
+            with pytest.raises(BugError, match="ZeroDivisionError"):
+                await bus.call(SERVICE, CRASH, Empty(), timeout_s=5)
+            assert (await bus.call(SERVICE, COUNT, Empty(), timeout_s=5)).count == 0
+
+
+@in_event_loop
+async def test_a_call_sent_again_runs_once() -> None:
+    with running():
+        async with BusClient() as bus, BusClient() as other:
+            await reached(bus)
+            await reached(other)
+            first = await bus.call(SERVICE, HOLD, Word(word=""), timeout_s=5, call_id="same")
+            again = await other.call(SERVICE, HOLD, Word(word=""), timeout_s=5, call_id="same")
+            assert first == again
+            assert (await bus.call(SERVICE, HOLD, Word(word=""), timeout_s=5)).count == 2
+
+
+@in_event_loop
+async def test_a_call_sent_again_while_it_runs_joins_it(run_dir: Path) -> None:
+    with running():
+        async with BusClient() as bus, BusClient() as other, asyncio.TaskGroup() as tasks:
+            await reached(bus)
+            await reached(other)
+            request = Word(word=str(run_dir / "go"))
+            first = tasks.create_task(bus.call(SERVICE, HOLD, request, timeout_s=20, call_id="same"))
+            while (await bus.call(SERVICE, COUNT, Empty(), timeout_s=5)).count == 0:
+                pass
+            again = tasks.create_task(other.call(SERVICE, HOLD, request, timeout_s=20, call_id="same"))
+            await other.call(SERVICE, HEALTH, Empty(), timeout_s=5)
+            (run_dir / "go").touch()
+            assert await first == await again
+            assert (await first).count == 1
+
+
+@in_event_loop
+async def test_a_peer_that_is_down_is_an_error_and_heals() -> None:
+    async with BusClient() as bus:
+        with pytest.raises(UnavailableError, match="service echo is down"):
+            await bus.call(SERVICE, HEALTH, Empty(), timeout_s=30)
+        with running() as process:
+            await reached(bus)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            with pytest.raises((UnavailableError, InterruptedCallError)):
+                await bus.call(SERVICE, HEALTH, Empty(), timeout_s=30)
+        with running():
+            await reached(bus)
+
+
+@in_event_loop
+async def test_a_call_whose_peer_dies_is_interrupted_not_lost(run_dir: Path) -> None:
+    with running() as process:
+        async with BusClient() as bus:
+            await reached(bus)
+
+            async def kill_it_in_the_middle() -> None:
+                while (await bus.call(SERVICE, COUNT, Empty(), timeout_s=5)).count == 0:
+                    pass
+                process.kill()
+
+            call = bus.call(SERVICE, HOLD, Word(word=str(run_dir / "never")), timeout_s=60)
+            outcome, _ = await asyncio.gather(call, kill_it_in_the_middle(), return_exceptions=True)
+            assert isinstance(outcome, InterruptedCallError)
+            assert "outcome is unknown" in outcome.message
+
+
+@in_event_loop
+async def test_a_call_in_flight_survives_a_quick_restart(run_dir: Path) -> None:
+    async with BusClient() as bus, asyncio.TaskGroup() as tasks:
+        with running() as first:
+            await reached(bus)
+            call = tasks.create_task(bus.call(SERVICE, HOLD, Word(word=str(run_dir / "go")), timeout_s=60))
+            while (await bus.call(SERVICE, COUNT, Empty(), timeout_s=5)).count == 0:
+                pass
+            # The successor waits for the lock's holder to go, so its start-up is over when the first one dies.
+            with running("--after", str(first.pid), stdout=subprocess.PIPE) as second:
+                assert second.stdout is not None
+                assert await asyncio.to_thread(second.stdout.readline) == b"ready\n"
+                first.kill()
+                (run_dir / "go").touch()
+                assert (await call).pid == second.pid
+
+
+@in_event_loop
+async def test_an_expired_deadline_is_said(run_dir: Path) -> None:
+    with running():
+        async with BusClient() as bus:
+            await reached(bus)
+            with pytest.raises(DeadlineError, match=r"did not answer hold within 0\.2 s"):
+                await bus.call(SERVICE, HOLD, Word(word=str(run_dir / "never")), timeout_s=0.2)
+
+
+@in_event_loop
+async def test_a_second_server_is_refused_and_the_first_lives_on() -> None:
+    with running():
+        async with BusClient() as bus:
+            await reached(bus)
+            with pytest.raises(AlreadyExistsError, match="another process answers for echo"):
+                async with BusServer(SERVICE):
+                    pass
+            await bus.call(SERVICE, HEALTH, Empty(), timeout_s=5)
+
+
+@in_event_loop
+async def test_events_arrive_in_order_and_a_restart_shows() -> None:
+    async with BusClient() as bus, Subscriber([SERVICE]) as news:
+        with running():
+            await reached(bus)
+            assert await anext(news) == Resync(service=SERVICE)
+            for word in ("a", "b"):
+                await bus.call(SERVICE, SAY, Word(word=word), timeout_s=5)
+            heard = [await anext(news), await anext(news)]
+            assert [item.body_of(SAID) for item in heard if isinstance(item, Received)] == [
+                Word(word="a"),
+                Word(word="b"),
+            ]
+        with running():
+            await reached(bus)
+            assert await anext(news) == Resync(service=SERVICE)
+
+
+def _wait_for_end(pid: int) -> None:
+    ended = os.pidfd_open(pid)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    select.select([ended], [], [])
+    os.close(ended)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--after"]:
+        _wait_for_end(int(sys.argv[2]))
+    sys.exit(bus_service.run("echo", serve))
