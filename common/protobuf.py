@@ -116,10 +116,8 @@ def string_map(number: int) -> dict[str, str]:
     return _field(number, "map", None)  # type: ignore[no-any-return]
 
 
-@dataclass_transform(
-    kw_only_default=True,
-    field_specifiers=(string, bytes_, boolean, uint, int_, double, message, repeated, messages, string_map),
-)
+# Without field specifiers: a field's declaration then counts as its default, and every field may be left out.
+@dataclass_transform(kw_only_default=True)
 class Message:
     """Base of all messages: keyword constructor, equality, :meth:`encode`, :meth:`decode`."""
 
