@@ -1,0 +1,274 @@
+"""A bare VM with our agent in it: QEMU and nothing of ours on the host, for tests and measurements of the guest.
+
+::
+
+    with GuestVm(vmlinux, initrd) as vm, vm.connect() as agent:
+        agent.call("grpc.Health", "Check", CheckRequest(), HealthCheckResponse)
+
+The client is synchronous and knows no more than the wire formats, so that a test can also send what no client would.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from common import guest_cmdline
+from common.channel import AGENT_PORT, HEADER, HELLO, HELLO_REPLY, NONCE_SIZE, STREAM_PORT, StreamDecoder, stream_number
+from common.protobuf import Message
+from common.protocols.agent import AGENT_SERVICE, SHARE_TAG
+from common.ttrpc import frames
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+M = TypeVar("M", bound=Message)
+
+BOOT_TIMEOUT_S = 120
+"""Until an answer: a limit for a loaded machine, not a measure of anything."""
+_MEMORY = "384M"
+_VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
+
+
+class AgentError(Exception):
+    """The agent answered with an error."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{text} (code {code})")
+        self.code = code
+        self.text = text
+
+
+class GuestVm:
+    """A running VM; leaving the context ends it and all that belongs to it.
+
+    Attributes:
+        share: a host directory that :meth:`plug_share` shows to the guest.
+    """
+
+    def __init__(self, vmlinux: Path, initrd: Path, *, streams: int = 6, parameters: str = "") -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="kt-", dir="/tmp"))  # noqa: S108  # socket paths must be short
+        self.share = self._directory / "share"
+        self.share.mkdir()
+        self._generation = 0
+        self._streams = streams
+        self._command = self._qemu(vmlinux, initrd, parameters)
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Self:
+        with self.path("qemu.log").open("wb") as log:
+            self._processes.append(subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in reversed(self._processes):
+            process.kill()
+            process.wait()
+        shutil.rmtree(self._directory)
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file of this VM."""
+        return self._directory / name
+
+    def console(self) -> str:
+        """Return what the guest has printed."""
+        return self.path("console").read_text(errors="replace")
+
+    def wait(self) -> int:
+        """Wait until QEMU exits; return its exit code."""
+        return self._processes[0].wait(BOOT_TIMEOUT_S)
+
+    def connect(self, *, hello: bool = True) -> AgentClient:
+        """Connect to the agent port and, unless told otherwise, say hello."""
+        client = AgentClient(self._open("agent"))
+        if hello:
+            client.say_hello()
+        return client
+
+    def stream(self, port: int) -> Stream:
+        """Begin a new use of a stream port."""
+        self._generation += 1
+        return Stream(self._open(f"stream{port}"), stream_number(self._generation, port))
+
+    def plug_share(self) -> None:
+        """Hot-plug the share directory as a virtio-fs device."""
+        listener = socket.socket(socket.AF_UNIX)
+        with listener:
+            listener.bind(str(self.path("virtiofs")))
+            listener.listen(1)
+            command = [_VIRTIOFSD, f"--fd={listener.fileno()}", "-o", f"source={self.share}", "-o", "cache=auto"]
+            with self.path("virtiofsd.log").open("wb") as log:
+                self._processes.append(
+                    subprocess.Popen(
+                        command, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                    )
+                )
+        with self._open("qmp") as qmp:
+            backend = {"type": "socket", "data": {"addr": _unix_address(self.path("virtiofs")), "server": False}}
+            _execute(qmp, "qmp_capabilities")
+            _execute(qmp, "chardev-add", id="share", backend=backend)
+            _execute(qmp, "device_add", driver="vhost-user-fs-pci", id="share", chardev="share", tag=SHARE_TAG, bus="hp0")
+
+    def _open(self, name: str) -> socket.socket:
+        """Connect to one of QEMU's sockets, which are there before QEMU runs the guest."""
+        path = self.path(name)
+        while not path.exists():
+            if self._processes[0].poll() is not None:
+                raise RuntimeError(f"QEMU has ended: {self.path('qemu.log').read_text()}")
+            os.sched_yield()
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(BOOT_TIMEOUT_S)
+        connection.connect(str(path))
+        return connection
+
+    def _qemu(self, vmlinux: Path, initrd: Path, parameters: str) -> list[str]:
+        ports = {"agent": AGENT_PORT, **{f"stream{n}": f"{STREAM_PORT}{n}" for n in range(self._streams)}}
+        return [
+            "qemu-system-x86_64", "-M", "q35,memory-backend=mem", "-accel", "tcg", "-cpu", "max,la57=off", "-smp", "1",
+            "-m", _MEMORY, "-object", f"memory-backend-memfd,id=mem,size={_MEMORY},share=on",
+            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+            "-kernel", str(vmlinux), "-initrd", str(initrd), "-append", guest_cmdline.parameters(parameters),
+            "-serial", f"file:{self.path('console')}",
+            "-qmp", f"unix:{self.path('qmp')},server=on,wait=off",
+            "-device", "pcie-root-port,id=hp0,bus=pcie.0,addr=4,chassis=1,slot=1",
+            "-device", "virtio-serial-pci,max_ports=31",
+            *(argument for name, port in ports.items() for argument in (
+                "-chardev", f"socket,id={name},path={self.path(name)},server=on,wait=off",
+                "-device", f"virtserialport,chardev={name},name={port}",
+            )),
+        ]  # fmt: skip
+
+
+class AgentClient:
+    """A conversation with the agent."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self._decoder = frames.Decoder()
+        self._next_stream = 1
+        self._answers: dict[int, frames.Response] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def say_hello(self) -> bytes:
+        """Begin the conversation; return what the last one had left."""
+        nonce = os.urandom(NONCE_SIZE)
+        self.socket.sendall(HELLO + nonce)
+        received = b""
+        while HELLO_REPLY + nonce not in received:
+            received += self._receive()
+        left, _, rest = received.partition(HELLO_REPLY + nonce)
+        self._take(rest)
+        return left
+
+    def begin(self, service: str, method: str, request: Message, **metadata: str) -> int:
+        """Send a request; return its stream, for :meth:`finish`."""
+        pairs = [frames.KeyValue(key=key.replace("_", "-"), value=value) for key, value in metadata.items()]
+        payload = frames.Request(service=service, method=method, payload=request.encode(), metadata=pairs).encode()
+        return self.send_frame(frames.REQUEST, payload)
+
+    def send_frame(self, kind: int, payload: bytes) -> int:
+        """Send a frame; return its stream."""
+        stream, self._next_stream = self._next_stream, self._next_stream + 2
+        self.socket.sendall(frames.encode(stream, kind, payload))
+        return stream
+
+    def is_answered(self, stream: int) -> bool:
+        """Return whether the answer has been seen already, while other answers were waited for."""
+        return stream in self._answers
+
+    def finish(self, stream: int, reply: type[M]) -> M:
+        """Wait for an answer.
+
+        Raises:
+            AgentError: it is an error.
+        """
+        while stream not in self._answers:
+            self._take(self._receive())
+        answer = self._answers.pop(stream)
+        if answer.status and answer.status.code:
+            raise AgentError(answer.status.code, answer.status.message)
+        return reply.decode(answer.payload)
+
+    def call(self, service: str, method: str, request: Message, reply: type[M], **metadata: str) -> M:
+        """Send a request and wait for its answer."""
+        return self.finish(self.begin(service, method, request, **metadata), reply)
+
+    def ask(self, method: str, request: Message, reply: type[M]) -> M:
+        """Call a method of the agent service."""
+        return self.call(AGENT_SERVICE, method, request, reply)
+
+    def _receive(self) -> bytes:
+        data = self.socket.recv(1 << 16)
+        if not data:
+            raise EOFError("QEMU closed the agent port")
+        return data
+
+    def _take(self, data: bytes) -> None:
+        for frame in self._decoder.feed(data):
+            self._answers[frame.stream] = frames.Response.decode(frame.payload or b"")
+
+
+class Stream:
+    """The host's end of one use of a stream port."""
+
+    def __init__(self, connection: socket.socket, number: int) -> None:
+        self.socket = connection
+        self.number = number
+        self._decoder = StreamDecoder(number)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def write(self, payload: bytes) -> None:
+        """Send a frame; an empty one is the end."""
+        self.socket.sendall(HEADER.pack(self.number, len(payload)) + payload)
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield what the guest sends until the stream ends."""
+        while not self._decoder.is_ended:
+            data = self.socket.recv(1 << 16)
+            if not data:
+                raise EOFError("QEMU closed the stream port")
+            yield from self._decoder.feed(data)
+
+    def read_all(self) -> bytes:
+        """Return what the guest sends until the stream ends."""
+        return b"".join(self.chunks())
+
+    def read_until(self, wanted: bytes) -> bytes:
+        """Return what the guest sends until ``wanted`` is in it."""
+        received = b""
+        for chunk in self.chunks():
+            received += chunk
+            if wanted in received:
+                break
+        return received
+
+
+def _unix_address(path: Path) -> dict[str, object]:
+    return {"type": "unix", "data": {"path": str(path)}}
+
+
+def _execute(qmp: socket.socket, command: str, **arguments: object) -> None:
+    qmp.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
+    with qmp.makefile() as lines:
+        for line in lines:
+            message = json.loads(line)
+            if "error" in message:
+                raise RuntimeError(f"{command}: {message['error']['desc']}")
+            if "return" in message:
+                return

@@ -1,0 +1,162 @@
+"""A container: its bundle, its first process and those that were executed in it.
+
+::
+
+    /run/kata-agent/<container>/     config.json, and pid, console and crun.log of the first process
+    /run/kata-agent/<container>/<n>/ the same for the n-th exec, with process.json
+    /sys/fs/cgroup/<container>/      its cgroup; the host's path means nothing here
+
+A container is created without starting anything: crun runs at its start (docs/adr/0005-crun-runs-at-start.md).
+"""
+
+from __future__ import annotations
+
+import _signal
+import posix
+
+from common import status
+from common.protocols.agent import Empty
+from common.protocols.oci import Linux, LinuxNamespace, to_json
+from guest.agent.files import make_directories, read_text, remove_directory, write_text
+from guest.agent.json_text import dumps
+from guest.agent.process import CREATED, EXITED, RUNNING, STARTING, Process, Streams
+from guest.agent.rpc import RpcError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from common.protocols import oci
+    from guest.agent.process import Guest
+    from guest.agent.rpc import Call
+
+_BUNDLES = "/run/kata-agent"
+_CGROUPS = "/sys/fs/cgroup"
+_OCI_VERSION = "1.0.2"
+_ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+
+
+class Container:
+    """A container by its id. Processes by exec id; that of the first is the container's."""
+
+    def __init__(self, guest: Guest, container_id: str, spec: oci.Spec, streams: Streams) -> None:
+        _check_id(container_id)
+        self.id = container_id
+        self._guest = guest
+        self._directory = f"{_BUNDLES}/{container_id}"
+        self._cgroup = f"{_CGROUPS}/{container_id}"
+        self._processes: dict[str, Process] = {}
+        self._execs = 0
+        self._when_empty: list[Callable[[], None]] = []
+        self._processes[container_id] = Process(guest, streams, self._on_exit)
+        make_directories(self._directory)
+        write_text(f"{self._directory}/config.json", dumps(to_json(_for_this_guest(spec, container_id))))
+
+    @property
+    def init(self) -> Process:
+        """The first process."""
+        return self._processes[self.id]
+
+    def start(self, call: Call) -> None:
+        """Start the first process and answer when it runs."""
+        arguments = ["run", "--bundle", self._directory, self.id]
+        self.init.start(self._directory, arguments, lambda error: _answer_start(call, error))
+
+    def exec(self, exec_id: str, process: oci.Process, streams: Streams, call: Call) -> None:
+        """Start another process and answer when it runs.
+
+        Raises:
+            RpcError: the id is taken, or the container does not run.
+        """
+        if exec_id in self._processes:
+            raise RpcError(status.ALREADY_EXISTS, f"exec {exec_id} exists in container {self.id}")
+        if self.init.state != RUNNING:
+            raise RpcError(status.FAILED_PRECONDITION, f"container {self.id} is {self.init.state}, not running")
+        started = Process(self._guest, streams, self._on_exit)
+        self._execs += 1
+        directory = f"{self._directory}/{self._execs}"
+        make_directories(directory)
+        write_text(f"{directory}/process.json", dumps(to_json(process)))
+        self._processes[exec_id] = started
+
+        def on_started(error: str) -> None:
+            remove_directory(directory)
+            _answer_start(call, error)
+
+        started.start(directory, ["exec", "--process", f"{directory}/process.json", self.id], on_started)
+
+    def process(self, exec_id: str) -> Process:
+        """Return a process; an empty id means the first.
+
+        Raises:
+            RpcError: there is none of that id.
+        """
+        found = self._processes.get(exec_id or self.id)
+        if found is None:
+            raise RpcError(status.NOT_FOUND, f"process {exec_id} does not exist in container {self.id}")
+        return found
+
+    def signal_all(self, number: int) -> None:
+        """Send a signal to every process of the container.
+
+        Raises:
+            RpcError: it has ended.
+        """
+        if self.init.state in (CREATED, STARTING, EXITED):
+            self.init.signal(number)
+        elif number == _signal.SIGKILL:
+            write_text(f"{self._cgroup}/cgroup.kill", "1")  # all at once: none can fork away (cgroup-v2.rst)
+        else:
+            for pid in read_text(f"{self._cgroup}/cgroup.procs").split():
+                posix.kill(int(pid), number)
+
+    def forget(self, exec_id: str) -> None:
+        """Forget an exec that has ended and been waited for; its id may be used again."""
+        if exec_id not in ("", self.id):
+            self._processes.pop(exec_id, None)
+
+    def kill(self, when_empty: Callable[[], None]) -> None:
+        """Kill every process; call back when the last one is gone."""
+        self._when_empty.append(when_empty)
+        if self.init.state != EXITED:
+            self.signal_all(_signal.SIGKILL)
+        self._on_exit()
+
+    def remove(self, call: Call) -> None:
+        """Kill what runs, clear up and answer."""
+
+        def on_deleted(error: str) -> None:
+            remove_directory(self._directory)
+            _answer_start(call, error)
+
+        arguments = ["delete", "--force", self.id]
+        self.kill(lambda: self._guest.crun.spawn(self._directory, arguments, [self._guest.null] * 3, on_deleted))
+
+    def _on_exit(self) -> None:
+        if all(process.state == EXITED for process in self._processes.values()):
+            waiting, self._when_empty = self._when_empty, []
+            for callback in waiting:
+                callback()
+
+
+def _check_id(container_id: str) -> None:
+    """Refuse an id that would be another path."""
+    if not container_id or container_id[0] == "." or not _ID_CHARACTERS.issuperset(container_id):
+        raise RpcError(status.INVALID_ARGUMENT, f"{container_id!r} is not a container id")
+
+
+def _for_this_guest(spec: oci.Spec, container_id: str) -> oci.Spec:
+    """Complete a specification: the cgroup is the guest's, and a container sees its own processes only."""
+    spec.oci_version = spec.oci_version or _OCI_VERSION
+    linux = spec.linux = spec.linux or Linux()
+    linux.cgroups_path = f"/{container_id}"
+    if not any(namespace.type == "pid" for namespace in linux.namespaces):
+        linux.namespaces.append(LinuxNamespace(type="pid"))
+    return spec
+
+
+def _answer_start(call: Call, error: str) -> None:
+    if error:
+        call.fail(status.INTERNAL, error)
+    else:
+        call.reply(Empty())

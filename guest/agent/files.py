@@ -1,0 +1,57 @@
+"""Small files, read and written whole; ``io`` and ``os.path`` would do no more."""
+
+from __future__ import annotations
+
+import posix
+
+_MAX_SIZE = 1 << 20
+
+
+def read_text(path: str) -> str:
+    """Return a file's text, at most 1 MiB of it, or nothing if there is no such file."""
+    try:
+        descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+    except FileNotFoundError:
+        return ""
+    parts = []
+    while part := posix.read(descriptor, _MAX_SIZE):
+        parts.append(part)
+    posix.close(descriptor)
+    return b"".join(parts).decode(errors="replace")
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a file of mode 0600, or what a file of the kernel takes.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    descriptor = posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC, 0o600)
+    try:
+        data = text.encode()
+        while data:
+            data = data[posix.write(descriptor, data) :]
+    finally:
+        posix.close(descriptor)
+
+
+def make_directories(path: str) -> None:
+    """Make a directory and those above it, as far as they are not there."""
+    parent = path.rpartition("/")[0]
+    if parent:
+        make_directories(parent)
+    try:
+        posix.mkdir(path, 0o755)
+    except FileExistsError:
+        pass
+
+
+def remove_directory(path: str) -> None:
+    """Remove a directory and the files in it, if it is there."""
+    try:
+        names = posix.listdir(path)
+    except FileNotFoundError:
+        return
+    for name in names:
+        posix.unlink(f"{path}/{name}")
+    posix.rmdir(path)

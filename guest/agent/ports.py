@@ -1,0 +1,85 @@
+"""virtio-serial ports by the name that the host gave them, and the kernel's news of devices.
+
+A port's name comes to the guest after its device; the kernel tells of both by a uevent (lib/kobject_uevent.c), so
+whoever misses a device asks again when one comes.
+"""
+
+from __future__ import annotations
+
+import _socket  # the C half of `socket`, whose Python half costs 0.1 s
+import posix
+
+from common import status
+from common.channel import STREAM_PORT
+from guest.agent.rpc import RpcError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from guest.agent.reactor import Reactor
+
+_SYSFS = "/sys/class/virtio-ports"
+_NETLINK_KOBJECT_UEVENT = 15
+_KERNEL_GROUP = 1
+_MAX_EVENT = 8192
+
+
+class Uevents:
+    """Tells who asked whenever the kernel has news of a device."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        kind = _socket.SOCK_RAW | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC
+        self._socket = _socket.socket(_socket.AF_NETLINK, kind, _NETLINK_KOBJECT_UEVENT)
+        self._socket.bind((0, _KERNEL_GROUP))
+        self._listeners: list[Callable[[], None]] = []
+        reactor.watch(self._socket.fileno(), self._on_event)
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` at every piece of news."""
+        self._listeners.append(listener)
+
+    def unlisten(self, listener: Callable[[], None]) -> None:
+        """Stop calling it."""
+        self._listeners.remove(listener)
+
+    def _on_event(self, _events: int) -> None:
+        try:
+            while True:
+                self._socket.recv(_MAX_EVENT)
+        except BlockingIOError:
+            pass
+        for listener in list(self._listeners):
+            listener()
+
+
+def find(name: str) -> str | None:
+    """Return the device node of a port, or None if the guest does not have it (yet)."""
+    for port in posix.listdir(_SYSFS):
+        try:
+            descriptor = posix.open(f"{_SYSFS}/{port}/name", posix.O_RDONLY | posix.O_CLOEXEC)
+        except FileNotFoundError:  # the name is still to come
+            continue
+        found = posix.read(descriptor, 256).decode().rstrip("\n")
+        posix.close(descriptor)
+        if found == name:
+            return f"/dev/{port}"
+    return None
+
+
+def open_port(node: str) -> int:
+    """Open a port; only one may have it open at a time."""
+    return posix.open(node, posix.O_RDWR | posix.O_NONBLOCK | posix.O_CLOEXEC)
+
+
+def open_stream_port(number: int) -> int:
+    """Open ``kata.stream.<number>``.
+
+    Raises:
+        RpcError: the VM has no such port.
+    """
+    name = f"{STREAM_PORT}{number}"
+    node = find(name)
+    if node is None:
+        raise RpcError(status.UNAVAILABLE, f"this virtual machine has no port {name}")
+    return open_port(node)

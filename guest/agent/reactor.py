@@ -1,0 +1,106 @@
+"""The event loop: one ``epoll``, timers, and what is to happen soon.
+
+Every descriptor is watched edge-triggered and once for all its life: a virtio port reports a hang-up for as long as the
+host's end is closed, which would keep a level-triggered loop busy. A handler therefore goes on until the kernel says
+EAGAIN, or comes back by :meth:`Reactor.soon` if others should have their turn first.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+
+from guest.agent.log import log
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+IN, OUT, HANGUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP
+
+
+class Timer:
+    """Something that happens later, unless it is cancelled."""
+
+    __slots__ = ("callback", "deadline")
+
+    def __init__(self, deadline: float, callback: Callable[[], None]) -> None:
+        self.deadline = deadline
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        """See to it that it does not happen."""
+        self.callback = None
+
+
+class Reactor:
+    """Calls handlers, one at a time. An exception of one is logged and hurts no other."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._soon: list[Callable[[], None]] = []
+        self._timers: list[Timer] = []
+
+    def watch(self, descriptor: int, handler: Callable[[int], None]) -> None:
+        """Call ``handler`` with the events (``IN``, ``OUT``, ``HANGUP``) of a non-blocking descriptor."""
+        self._handlers[descriptor] = handler
+        self._epoll.register(descriptor, IN | OUT | select.EPOLLET)
+
+    def unwatch(self, descriptor: int) -> None:
+        """Forget a descriptor; call it before the descriptor is closed."""
+        del self._handlers[descriptor]
+        self._epoll.unregister(descriptor)
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call back in the next round."""
+        self._soon.append(callback)
+
+    def later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        """Call back after a time."""
+        timer = Timer(time.monotonic() + seconds, callback)
+        self._timers.append(timer)
+        return timer
+
+    def run(self) -> None:
+        """Go round for ever."""
+        while True:
+            self.run_once()
+
+    def run_once(self) -> None:
+        """Wait for the next events and handle them."""
+        for descriptor, events in self._epoll.poll(self._timeout()):
+            handler = self._handlers.get(descriptor)
+            if handler is not None:
+                _guarded(lambda handler=handler, events=events: handler(events))
+        due, self._soon = self._soon, []
+        now = time.monotonic()
+        self._timers = [timer for timer in self._timers if timer.callback]
+        for timer in [timer for timer in self._timers if timer.deadline <= now]:
+            self._timers.remove(timer)
+            due.append(lambda timer=timer: timer.callback and timer.callback())
+        for callback in due:
+            _guarded(callback)
+
+    def _timeout(self) -> float | None:
+        if self._soon:
+            return 0
+        deadlines = [timer.deadline for timer in self._timers if timer.callback]
+        return max(0, min(deadlines) - time.monotonic()) if deadlines else None
+
+
+def _guarded(callback: Callable[[], object]) -> None:
+    try:
+        callback()
+    except Exception as err:  # noqa: BLE001  # one of the marked places: a bug in one handler must not end the VM
+        log("error", "handler failed", error=f"{type(err).__name__}: {err}", at=_place(err))
+
+
+def _place(err: BaseException) -> str:
+    """Return where an exception was raised; importing ``traceback`` would cost more than it tells."""
+    trace = err.__traceback__
+    if trace is None:
+        return ""
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"

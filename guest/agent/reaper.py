@@ -1,0 +1,78 @@
+"""Children: ours, and the orphans that PID 1 inherits.
+
+A container's process is a grandchild: crun makes it, writes its pid to a file and exits, and the kernel gives the process
+to us. It may end before crun does, so its exit can be seen before anybody knows what it was. While a runtime is at
+work, exits of unknown processes are therefore kept, until the pid file has been read.
+"""
+
+from __future__ import annotations
+
+import _signal
+import posix
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from guest.agent.reactor import Reactor
+
+
+class Reaper:
+    """Reaps every child and tells who watches it: the exit code, or 128 and the signal."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        self._watchers: dict[int, Callable[[int], None]] = {}
+        self._unknown: dict[int, int] = {}
+        self._runtimes_at_work = 0
+        self._wakeup, wakeup = posix.pipe2(posix.O_NONBLOCK | posix.O_CLOEXEC)
+        reactor.watch(self._wakeup, self._on_signal)
+        _signal.signal(_signal.SIGCHLD, lambda *_: None)
+        _signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+
+    def watch(self, pid: int, on_exit: Callable[[int], None]) -> None:
+        """Call ``on_exit`` with the status of a process: at once if it has ended already."""
+        if pid in self._unknown:
+            on_exit(self._unknown.pop(pid))
+        else:
+            self._watchers[pid] = on_exit
+
+    def watch_runtime(self, pid: int, on_exit: Callable[[int], None]) -> None:
+        """Watch a child that leaves grandchildren to us; ``on_exit`` must watch those that it knows."""
+        self._runtimes_at_work += 1
+
+        def finish(status: int) -> None:
+            try:
+                on_exit(status)
+            finally:
+                self._runtimes_at_work -= 1
+                if not self._runtimes_at_work:
+                    self._unknown.clear()
+
+        self.watch(pid, finish)
+
+    def _on_signal(self, _events: int) -> None:
+        try:
+            while posix.read(self._wakeup, 512):
+                pass
+        except BlockingIOError:
+            pass
+        while True:
+            try:
+                pid, wait_status = posix.waitpid(-1, posix.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._report(pid, _exit_status(wait_status))
+
+    def _report(self, pid: int, status: int) -> None:
+        watcher = self._watchers.pop(pid, None)
+        if watcher is not None:
+            watcher(status)
+        elif self._runtimes_at_work:
+            self._unknown[pid] = status
+
+
+def _exit_status(wait_status: int) -> int:
+    code = posix.waitstatus_to_exitcode(wait_status)
+    return code if code >= 0 else 128 - code

@@ -1,0 +1,135 @@
+"""``grpc.AgentService``: the verbs that this version of the agent answers."""
+
+from __future__ import annotations
+
+from common import status
+from common.protocols import agent as messages
+from guest.agent import system
+from guest.agent.container import Container
+from guest.agent.crun import Crun
+from guest.agent.files import read_text
+from guest.agent.health import VERSION
+from guest.agent.process import Guest, Streams
+from guest.agent.reaper import Reaper
+from guest.agent.rpc import RpcError
+from guest.agent.sandbox import STORAGE_DRIVER, Sandbox
+from guest.agent.streams import StreamPorts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from guest.agent.ports import Uevents
+    from guest.agent.reactor import Reactor
+    from guest.agent.rpc import Call, Methods
+
+_MAX_SIGNAL = 64
+
+
+def load(reactor: Reactor, uevents: Uevents) -> Methods:
+    """Bring up what containers need, and return the service's methods."""
+    system.prepare_for_containers()
+    reaper = Reaper(reactor)
+    guest = Guest(reactor, reaper, Crun(reaper), StreamPorts(reactor))
+    return Service(Sandbox(guest, uevents)).methods()
+
+
+class Service:
+    """One method per verb: finds what the request names and passes it on."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+
+    def methods(self) -> Methods:
+        """Return the verbs by name."""
+        return {
+            "CreateSandbox": (messages.CreateSandboxRequest, self.create_sandbox),
+            "DestroySandbox": (messages.Empty, self.destroy_sandbox),
+            "GetGuestDetails": (messages.GuestDetailsRequest, self.get_guest_details),
+            "CreateContainer": (messages.CreateContainerRequest, self.create_container),
+            "StartContainer": (messages.StartContainerRequest, self.start_container),
+            "RemoveContainer": (messages.RemoveContainerRequest, self.remove_container),
+            "ExecProcess": (messages.ExecProcessRequest, self.exec_process),
+            "SignalProcess": (messages.SignalProcessRequest, self.signal_process),
+            "WaitProcess": (messages.WaitProcessRequest, self.wait_process),
+            "TtyWinResize": (messages.TtyWinResizeRequest, self.tty_win_resize),
+        }
+
+    def create_sandbox(self, request: messages.CreateSandboxRequest, call: Call) -> None:
+        """Name the guest and mount what is shared with it."""
+        if request.hostname:
+            self._sandbox.set_hostname(request.hostname)
+
+        def done(error: str) -> None:
+            if error:
+                call.fail(status.UNAVAILABLE, error)
+            else:
+                call.reply(messages.Empty())
+
+        self._sandbox.mount(request.storages, done)
+
+    def destroy_sandbox(self, _request: messages.Empty, call: Call) -> None:
+        """End everything; the host ends the VM next."""
+        self._sandbox.destroy(lambda: call.reply(messages.Empty()))
+
+    def get_guest_details(self, request: messages.GuestDetailsRequest, _call: Call) -> messages.GuestDetailsResponse:
+        """Say what this agent is."""
+        details = messages.AgentDetails(
+            version=VERSION, init_daemon=True, storage_handlers=[STORAGE_DRIVER], supports_seccomp=True
+        )
+        block_size = read_text("/sys/devices/system/memory/block_size_bytes") if request.mem_block_size else ""
+        return messages.GuestDetailsResponse(agent_details=details, mem_block_size_bytes=int(block_size or "0", 16))
+
+    def create_container(self, request: messages.CreateContainerRequest, _call: Call) -> messages.Empty:
+        """Check the request and write the bundle; nothing is started."""
+        container_id = request.container_id
+        if container_id in self._sandbox.containers:
+            raise RpcError(status.ALREADY_EXISTS, f"container {container_id} exists")
+        if request.storages:
+            raise RpcError(status.UNIMPLEMENTED, "storages of a container are not supported by this agent")
+        spec = request.oci
+        if spec is None or spec.root is None or spec.process is None or not spec.process.args:
+            raise RpcError(status.INVALID_ARGUMENT, f"container {container_id}: specification without root or process")
+        streams = _streams(request, is_terminal=spec.process.terminal)
+        self._sandbox.containers[container_id] = Container(self._sandbox.guest, container_id, spec, streams)
+        return messages.Empty()
+
+    def start_container(self, request: messages.StartContainerRequest, call: Call) -> None:
+        """Start the container's first process."""
+        self._sandbox.container(request.container_id).start(call)
+
+    def remove_container(self, request: messages.RemoveContainerRequest, call: Call) -> None:
+        """Remove a container, whatever it does."""
+        self._sandbox.container(request.container_id).remove(call)
+        del self._sandbox.containers[request.container_id]
+
+    def exec_process(self, request: messages.ExecProcessRequest, call: Call) -> None:
+        """Start another process in a container."""
+        container = self._sandbox.container(request.container_id)
+        if request.process is None or not request.process.args or not request.exec_id:
+            raise RpcError(status.INVALID_ARGUMENT, f"exec in container {container.id}: no process or no id")
+        streams = _streams(request, is_terminal=request.process.terminal)
+        container.exec(request.exec_id, request.process, streams, call)
+
+    def signal_process(self, request: messages.SignalProcessRequest, _call: Call) -> messages.Empty:
+        """Send a signal to a process, or to all of a container."""
+        container = self._sandbox.container(request.container_id)
+        if not 1 <= request.signal <= _MAX_SIGNAL:
+            raise RpcError(status.INVALID_ARGUMENT, f"{request.signal} is not a signal")
+        if request.exec_id:
+            container.process(request.exec_id).signal(request.signal)
+        else:
+            container.signal_all(request.signal)
+        return messages.Empty()
+
+    def wait_process(self, request: messages.WaitProcessRequest, call: Call) -> None:
+        """Answer when a process has ended."""
+        self._sandbox.container(request.container_id).process(request.exec_id).wait(call)
+
+    def tty_win_resize(self, request: messages.TtyWinResizeRequest, _call: Call) -> messages.Empty:
+        """Set the size of a process's terminal."""
+        process = self._sandbox.container(request.container_id).process(request.exec_id)
+        process.resize(request.row, request.column)
+        return messages.Empty()
+
+
+def _streams(request: messages.CreateContainerRequest | messages.ExecProcessRequest, *, is_terminal: bool) -> Streams:
+    return Streams(request.stdin_port, request.stdout_port, request.stderr_port, is_terminal=is_terminal)

@@ -1,0 +1,73 @@
+"""Makes a system of the bare kernel: mounts, modules, a root that containers can leave, the loopback interface."""
+
+from __future__ import annotations
+
+import _socket
+import fcntl
+import posix
+import struct
+
+from guest.agent import kernel
+from guest.agent.files import make_directories, read_text
+
+_MODULES = "/lib/modules"
+_CONSOLE = "/dev/console"
+_NEW_ROOT = "/run/root"
+
+_RESTRICTED = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+
+_SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
+_IFF_UP = 1
+_IFREQ = struct.Struct("16sH14x")  # struct ifreq (netdevice(7)): name and flags
+
+
+def mount_basics() -> None:
+    """Mount what the agent itself needs: processes, devices, device nodes."""
+    kernel.mount("proc", "/proc", "proc", _RESTRICTED)
+    kernel.mount("sysfs", "/sys", "sysfs", _RESTRICTED)
+    kernel.mount("dev", "/dev", "devtmpfs", kernel.MS_NOSUID)
+
+
+def open_console() -> None:
+    """Make the console our standard streams."""
+    console = posix.open(_CONSOLE, posix.O_RDWR | posix.O_NOCTTY)
+    for descriptor in (0, 1, 2):
+        posix.dup2(console, descriptor)
+    if console > 2:
+        posix.close(console)
+
+
+def load_modules(purpose: str) -> None:
+    """Load the modules that the image lists for a purpose, in its order."""
+    for name in read_text(f"{_MODULES}/{purpose}").split():
+        kernel.load_module(f"{_MODULES}/{name}.ko")
+
+
+def prepare_for_containers() -> None:
+    """Do what can wait until the host has been answered."""
+    load_modules("shares")
+    _leave_initramfs()
+    kernel.mount("tmpfs", "/run", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755")
+    kernel.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", _RESTRICTED)
+    _bring_up_loopback()
+
+
+def _leave_initramfs() -> None:
+    """Make the root a mount.
+
+    pivot_root(2), which the runtime uses, refuses to leave the kernel's first root file system, since nothing is
+    below it. So the whole tree is bound to a directory, which then becomes the root.
+    """
+    make_directories(_NEW_ROOT)
+    kernel.mount("/", _NEW_ROOT, "", kernel.MS_BIND | kernel.MS_REC)
+    posix.chdir(_NEW_ROOT)
+    kernel.mount(_NEW_ROOT, "/", "", kernel.MS_MOVE)
+    posix.chroot(".")
+    posix.chdir("/")
+
+
+def _bring_up_loopback() -> None:
+    control = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+    name, flags = _IFREQ.unpack(fcntl.ioctl(control.fileno(), _SIOCGIFFLAGS, _IFREQ.pack(b"lo", 0)))
+    fcntl.ioctl(control.fileno(), _SIOCSIFFLAGS, _IFREQ.pack(name, flags | _IFF_UP))
+    control.close()
