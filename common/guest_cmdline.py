@@ -1,4 +1,4 @@
-"""The guest kernel's command line, and why each parameter is on it. Times are seconds of boot under software emulation."""
+"""The guest kernel's command line, and why each parameter is on it. Times: seconds of boot under software emulation."""
 
 from __future__ import annotations
 

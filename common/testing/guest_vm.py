@@ -53,7 +53,7 @@ class GuestVm:
     """
 
     def __init__(self, vmlinux: Path, initrd: Path, *, streams: int = 6, parameters: str = "") -> None:
-        self._directory = Path(tempfile.mkdtemp(prefix="kt-", dir="/tmp"))  # noqa: S108  # socket paths must be short
+        self._directory = Path(tempfile.mkdtemp(prefix="kt-", dir="/tmp"))  # socket paths must be short
         self.share = self._directory / "share"
         self.share.mkdir()
         self._generation = 0
@@ -113,7 +113,9 @@ class GuestVm:
             backend = {"type": "socket", "data": {"addr": _unix_address(self.path("virtiofs")), "server": False}}
             _execute(qmp, "qmp_capabilities")
             _execute(qmp, "chardev-add", id="share", backend=backend)
-            _execute(qmp, "device_add", driver="vhost-user-fs-pci", id="share", chardev="share", tag=SHARE_TAG, bus="hp0")
+            _execute(
+                qmp, "device_add", driver="vhost-user-fs-pci", id="share", chardev="share", tag=SHARE_TAG, bus="hp0"
+            )
 
     def _open(self, name: str) -> socket.socket:
         """Connect to one of QEMU's sockets, which are there before QEMU runs the guest."""

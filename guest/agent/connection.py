@@ -1,13 +1,14 @@
 """The agent port: conversations that begin with a hello (``common.channel``), then ttrpc frames.
 
-A port has no connections, so where a conversation ends must be found in the bytes. Two facts of virtio-serial help: QEMU
-hands every chunk that it reads from the host's socket to the guest in a buffer of its own, and one read(2) of the port
-returns at most one buffer (drivers/char/virtio_console.c, fill_readbuf). Bytes of two conversations are thus never
-in one chunk, and a conversation begins where
+A port has no connections, so where a conversation ends must be found in the bytes. Two facts of virtio-serial help:
+QEMU hands every chunk that it reads from the host's socket to the guest in a buffer of its own, and one read(2) of the
+port returns at most one buffer (drivers/char/virtio_console.c, fill_readbuf). Bytes of two conversations are thus never
+in one chunk. A conversation ends where
 
 - the port reports that the host's end is closed: it is drained, and what remains of a frame is dropped;
-- or a hello begins where a frame could: its first bytes would be a frame longer than ttrpc allows;
-- or a chunk in the middle of a frame is exactly a hello, which the host sends alone: the end of the last conversation went by unseen.
+- a hello begins where a frame could: as a frame, its first bytes would announce more than ttrpc allows;
+- a chunk in the middle of a frame is exactly a hello, which the host sends alone: that its end was closed in between
+  went by unseen.
 
 Answers to calls of an earlier conversation are dropped, since their stream numbers now belong to other calls.
 """

@@ -11,7 +11,6 @@ A container is created without starting anything: crun runs at its start (docs/a
 
 from __future__ import annotations
 
-import _signal
 import posix
 
 from common import status
@@ -21,6 +20,7 @@ from guest.agent.files import make_directories, read_text, remove_directory, wri
 from guest.agent.json_text import dumps
 from guest.agent.process import CREATED, EXITED, RUNNING, STARTING, Process, Streams
 from guest.agent.rpc import RpcError
+from guest.agent.signals import SIGKILL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Container:
         self._cgroup = f"{_CGROUPS}/{container_id}"
         self._processes: dict[str, Process] = {}
         self._execs = 0
-        self._when_empty: list[Callable[[], None]] = []
+        self._when_empty: list[Callable[[str], None]] = []
         self._processes[container_id] = Process(guest, streams, self._on_exit)
         make_directories(self._directory)
         write_text(f"{self._directory}/config.json", dumps(to_json(_for_this_guest(spec, container_id))))
@@ -104,7 +104,7 @@ class Container:
         """
         if self.init.state in (CREATED, STARTING, EXITED):
             self.init.signal(number)
-        elif number == _signal.SIGKILL:
+        elif number == SIGKILL:
             write_text(f"{self._cgroup}/cgroup.kill", "1")  # all at once: none can fork away (cgroup-v2.rst)
         else:
             for pid in read_text(f"{self._cgroup}/cgroup.procs").split():
@@ -115,11 +115,11 @@ class Container:
         if exec_id not in ("", self.id):
             self._processes.pop(exec_id, None)
 
-    def kill(self, when_empty: Callable[[], None]) -> None:
-        """Kill every process; call back when the last one is gone."""
+    def kill(self, when_empty: Callable[[str], None]) -> None:
+        """Kill every process; call back with our id when the last one is gone."""
         self._when_empty.append(when_empty)
         if self.init.state != EXITED:
-            self.signal_all(_signal.SIGKILL)
+            self.signal_all(SIGKILL)
         self._on_exit()
 
     def remove(self, call: Call) -> None:
@@ -130,13 +130,13 @@ class Container:
             _answer_start(call, error)
 
         arguments = ["delete", "--force", self.id]
-        self.kill(lambda: self._guest.crun.spawn(self._directory, arguments, [self._guest.null] * 3, on_deleted))
+        self.kill(lambda _id: self._guest.crun.spawn(self._directory, arguments, [self._guest.null] * 3, on_deleted))
 
     def _on_exit(self) -> None:
         if all(process.state == EXITED for process in self._processes.values()):
             waiting, self._when_empty = self._when_empty, []
             for callback in waiting:
-                callback()
+                callback(self.id)
 
 
 def _check_id(container_id: str) -> None:

@@ -1,17 +1,17 @@
 """The OCI runtime: how crun is called, and how what it says is understood.
 
-crun protects itself against containers that overwrite its executable (CVE-2019-5736): unless it runs from a sealed memfd,
-it copies itself into one and executes that. The agent makes one such copy for all, so each call starts crun once and not
-twice, which is 0.1 s under software emulation.
+crun protects itself against containers that overwrite its executable (CVE-2019-5736): unless it runs from a sealed
+memfd, it copies itself into one and executes that. The agent makes one such copy for all, so that each call starts crun
+once and not twice, which saves 0.11 s under software emulation.
 """
 
 from __future__ import annotations
 
-import _signal
 import fcntl
 import posix
 
 from guest.agent.files import read_text
+from guest.agent.signals import SIGPIPE, SIGXFSZ
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _F_ADD_SEALS = 1033
 _ALL_SEALS = 1 | 2 | 4 | 8  # F_SEAL_SEAL, _SHRINK, _GROW, _WRITE (fcntl(2)): what crun looks for
 
 # What a child must not inherit: Python ignores these two, and an ignored signal stays ignored across execve(2).
-_DEFAULT_SIGNALS = (_signal.SIGPIPE, _signal.SIGXFSZ)
+_DEFAULT_SIGNALS = (SIGPIPE, SIGXFSZ)
 
 
 class Crun:

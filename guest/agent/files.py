@@ -43,7 +43,7 @@ def make_directories(path: str) -> None:
     try:
         posix.mkdir(path, 0o755)
     except FileExistsError:
-        pass
+        return
 
 
 def remove_directory(path: str) -> None:

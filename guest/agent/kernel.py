@@ -25,7 +25,7 @@ class _Function(_ctypes.CFuncPtr):
     _restype_ = _Int
 
 
-_libc = _ctypes.dlopen(None, 0)
+_libc = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # None is the program itself, as for dlopen(3)
 
 
 def _function(name: str) -> _Function:

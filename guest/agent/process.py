@@ -12,13 +12,13 @@ gets its end, also that of a process that never ran.
 
 from __future__ import annotations
 
-import _signal
 import posix
 
 from common import status
 from common.protocols.agent import WaitProcessResponse
 from guest.agent.files import read_text
 from guest.agent.rpc import RpcError
+from guest.agent.signals import SIGKILL, SIGTERM
 from guest.agent.streams import Input, Output
 
 TYPE_CHECKING = False
@@ -124,7 +124,7 @@ class Process:
             self._signals.append(number)
         elif self.state == RUNNING:
             posix.kill(self._pid, number)
-        elif number in (_signal.SIGKILL, _signal.SIGTERM):
+        elif number in (SIGKILL, SIGTERM):
             self._end_streams()
             self._exit(128 + number)
         else:

@@ -22,15 +22,20 @@ IN, OUT, HANGUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP
 class Timer:
     """Something that happens later, unless it is cancelled."""
 
-    __slots__ = ("callback", "deadline")
+    __slots__ = ("_callback", "deadline")
 
     def __init__(self, deadline: float, callback: Callable[[], None]) -> None:
         self.deadline = deadline
-        self.callback: Callable[[], None] | None = callback
+        self._callback: Callable[[], None] | None = callback
 
     def cancel(self) -> None:
         """See to it that it does not happen."""
-        self.callback = None
+        self._callback = None
+
+    def fire(self) -> None:
+        """Let it happen."""
+        if self._callback is not None:
+            self._callback()
 
 
 class Reactor:
@@ -70,33 +75,37 @@ class Reactor:
     def run_once(self) -> None:
         """Wait for the next events and handle them."""
         for descriptor, events in self._epoll.poll(self._timeout()):
-            handler = self._handlers.get(descriptor)
+            handler = self._handlers.get(descriptor)  # none if an earlier handler of this round has closed it
             if handler is not None:
-                _guarded(lambda handler=handler, events=events: handler(events))
-        due, self._soon = self._soon, []
+                _guard(handler, events)
+        for callback in [*self._take_soon(), *self._take_due()]:
+            _guard(callback)
+
+    def _take_soon(self) -> list[Callable[[], None]]:
+        taken, self._soon = self._soon, []
+        return taken
+
+    def _take_due(self) -> list[Callable[[], None]]:
         now = time.monotonic()
-        self._timers = [timer for timer in self._timers if timer.callback]
-        for timer in [timer for timer in self._timers if timer.deadline <= now]:
-            self._timers.remove(timer)
-            due.append(lambda timer=timer: timer.callback and timer.callback())
-        for callback in due:
-            _guarded(callback)
+        due = [timer for timer in self._timers if timer.deadline <= now]
+        self._timers = [timer for timer in self._timers if timer.deadline > now]
+        return [timer.fire for timer in due]
 
     def _timeout(self) -> float | None:
+        """Return for how many seconds to wait at most."""
         if self._soon:
             return 0
-        deadlines = [timer.deadline for timer in self._timers if timer.callback]
-        return max(0, min(deadlines) - time.monotonic()) if deadlines else None
+        return max(0, min(timer.deadline for timer in self._timers) - time.monotonic()) if self._timers else None
 
 
-def _guarded(callback: Callable[[], object]) -> None:
+def _guard(callback: Callable[..., None], *arguments: int) -> None:
     try:
-        callback()
+        callback(*arguments)
     except Exception as err:  # noqa: BLE001  # one of the marked places: a bug in one handler must not end the VM
-        log("error", "handler failed", error=f"{type(err).__name__}: {err}", at=_place(err))
+        log("error", "handler failed", error=f"{type(err).__name__}: {err}", at=place_of(err))
 
 
-def _place(err: BaseException) -> str:
+def place_of(err: BaseException) -> str:
     """Return where an exception was raised; importing ``traceback`` would cost more than it tells."""
     trace = err.__traceback__
     if trace is None:

@@ -1,14 +1,15 @@
 """Children: ours, and the orphans that PID 1 inherits.
 
-A container's process is a grandchild: crun makes it, writes its pid to a file and exits, and the kernel gives the process
-to us. It may end before crun does, so its exit can be seen before anybody knows what it was. While a runtime is at
-work, exits of unknown processes are therefore kept, until the pid file has been read.
+A container's process is a grandchild: crun makes it, writes its pid to a file and exits, and the kernel gives the
+process to us. It may end before crun does, so its exit can be seen before anybody knows what it was. While a runtime is
+at work, exits of unknown processes are therefore kept, until the pid file has been read.
 """
 
 from __future__ import annotations
 
-import _signal
 import posix
+
+from guest.agent.signals import wake_on_child
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,8 +27,7 @@ class Reaper:
         self._runtimes_at_work = 0
         self._wakeup, wakeup = posix.pipe2(posix.O_NONBLOCK | posix.O_CLOEXEC)
         reactor.watch(self._wakeup, self._on_signal)
-        _signal.signal(_signal.SIGCHLD, lambda *_: None)
-        _signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+        wake_on_child(wakeup)
 
     def watch(self, pid: int, on_exit: Callable[[int], None]) -> None:
         """Call ``on_exit`` with the status of a process: at once if it has ended already."""

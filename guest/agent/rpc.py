@@ -1,7 +1,7 @@
 """Calls: which method answers, and how an answer or an error reaches the caller.
 
-A handler takes the request and the :class:`Call`. It returns the reply, or None if the answer comes later, from an event,
-through :meth:`Call.reply` or :meth:`Call.fail`. What it cannot do it raises as :class:`RpcError`.
+A handler takes the request and the :class:`Call`. It returns the reply, or None if the answer comes later, from an
+event, through :meth:`Call.reply` or :meth:`Call.fail`. What it cannot do it raises as :class:`RpcError`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The sandbox: the directory that the host shares, and the containers.
 
-The share is hot-plugged just before it is to be mounted, so the guest may not have seen it yet: mounting fails until the
-driver has found the device, and is tried again whenever the kernel has news of a device.
+The share is hot-plugged just before it is to be mounted, so the guest may not have seen it yet: mounting fails until
+the driver has found the device, and is tried again whenever the kernel has news of a device.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import posix
 
 from common import status
 from guest.agent import kernel
-from guest.agent.container import Container
 from guest.agent.files import make_directories, write_text
 from guest.agent.log import log
 from guest.agent.rpc import RpcError
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from common.protocols.agent import Storage
+    from guest.agent.container import Container
     from guest.agent.ports import Uevents
     from guest.agent.process import Guest
 
@@ -84,7 +84,7 @@ class Sandbox:
         if not left:
             finish()
         for container in self.containers.values():
-            container.kill(lambda container_id=container.id: on_empty(container_id))
+            container.kill(on_empty)
 
     def _mount(self, storage: Storage, done: Callable[[str], None]) -> None:
         """Mount one storage as soon as its device is there."""

@@ -108,7 +108,7 @@ class Output:
     def drain(self) -> None:
         """Send what is in the pipe and end: the process is gone, and nothing else may keep its stream open.
 
-        A process that it left behind may hold the other end of the pipe for ever; upstream's agent ends the stream here too.
+        A process that it left behind may hold the other end of the pipe for ever; upstream's agent ends here too.
         """
         self._is_draining = True
         self.pump()

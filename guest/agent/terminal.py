@@ -33,12 +33,12 @@ class ConsoleSocket:
         Raises:
             OSError: it sent none.
         """
-        descriptor, _ = self._listener._accept()  # noqa: SLF001  # what socket.socket.accept() calls
+        descriptor, _ = self._listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001  # what socket.socket.accept() calls
         connection = _socket.socket(fileno=descriptor)
         _, ancillary, _, _ = connection.recvmsg(_MAX_NAME, _socket.CMSG_SPACE(_DESCRIPTOR.size))
         connection.close()
         (master,) = _DESCRIPTOR.unpack(ancillary[0][2])
-        posix.set_inheritable(master, False)  # noqa: FBT003
+        posix.set_inheritable(master, False)
         return int(master)
 
     def close(self) -> None:

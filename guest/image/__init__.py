@@ -2,9 +2,9 @@
 
 ::
 
-    apt repositories --packages--> cache/<package>/   (unpacked, never installed on the host)
-                                     |--kernel-----> vmlinux      (uncompressed, booted through PVH: no decompressor, no firmware)
-                                     `--contents---> initrd.img   (modules, Python as far as the agent imports it, crun, the agent)
+    apt ──packages──> cache/root-<hash>/   unpacked, never installed on the host
+                        ├──kernel──> vmlinux       uncompressed, for PVH boot: no decompressor, no firmware
+                        └─contents─> initrd.img    modules, Python as far as the agent imports it, crun, the agent
 
 The guest has no other disk: the initrd is its whole system, and each of its megabytes costs boot time and memory. What
 goes in is therefore found, not listed: shared libraries by what the executables need, Python modules by what the agent

@@ -32,7 +32,7 @@ main()
 """
 
 # A line of `ld.so --list`: "\tlibc.so.6 => PATH (0x...)", or "=> not found"
-_NEEDED = re.compile(r"^\t(?P<name>[^\s/]+) => (?P<path>\S+)", re.M)
+_NEEDED = re.compile(r"^\t(?P<name>[^\s/]+) => (?P<path>\S+)", re.MULTILINE)
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 
 
@@ -44,7 +44,7 @@ def initrd(root: Path) -> bytes:
     """
     archive = Archive()
     archive.add_file("/init", _INIT, 0o755)
-    for directory in ("/dev", "/proc", "/run", "/sys", "/tmp"):
+    for directory in ("/dev", "/proc", "/run", "/sys"):
         archive.add_directory(directory)
     _add_modules(archive, root)
     _add_python(archive, root)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # A line of `apt-get --print-uris download`: 'URI' FILE SIZE SHA256:HASH
-_URI_LINE = re.compile(r"^'[^']+' (?P<file>(?P<name>[^_ ]+)_(?P<version>[^_ ]+)_\S+) \d+ SHA256:(?P<sha256>\w+)$", re.M)
+_URI_LINE = re.compile(
+    r"^'[^']+' (?P<file>(?P<name>[^_ ]+)_(?P<version>[^_ ]+)_\S+) \d+ SHA256:(?P<sha256>\w+)$", re.MULTILINE
+)
 
 
 class Package(NamedTuple):
@@ -50,7 +52,7 @@ def dependency(name: str, prefix: str) -> str:
         UnavailableError: apt does not know the package, or it has no such dependency.
     """
     fields = _run("apt-cache", "show", "--no-all-versions", name)
-    found = re.search(rf"^Depends:.*?\b({re.escape(prefix)}\S+)", fields, re.M)
+    found = re.search(rf"^Depends:.*?\b({re.escape(prefix)}\S+)", fields, re.MULTILINE)
     if found is None:
         raise UnavailableError(f"package {name} depends on no {prefix}*")
     return found[1]
