@@ -13,13 +13,12 @@ logged with its traceback and answered with INTERNAL.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 import struct
 from typing import TYPE_CHECKING
 
-from common import status
+from common import log, status
 from common.errors import ExhaustedError, KataError, UnsupportedError, UsageError
 from common.protobuf import DecodeError, Message
 from common.ttrpc import frames
@@ -69,8 +68,8 @@ class TtrpcServer:
             connection.answer(frame.stream, frames.Response(status=None, payload=(await self._run(frame)).encode()))
         except KataError as err:
             connection.answer(frame.stream, _failure(err))
-        except Exception as err:  # one of the three boundaries where a bug becomes an answer
-            logging.getLogger(__name__).exception("call failed")
+        except Exception as err:  # noqa: BLE001 - one of the three boundaries where a bug becomes an answer
+            log.get().exception("call failed")
             bug = frames.Status(code=status.INTERNAL, message=f"internal error: {type(err).__name__}: {err}")
             connection.answer(frame.stream, frames.Response(status=bug, payload=b""))
         finally:

@@ -10,6 +10,7 @@
 ``sandbox``      the VM: boot, agent, share; its death and its destruction
 ``agent``        the connection to the guest's agent
 ``service``      the Task API's verbs
+``container``    the container of a sandbox: its own process and its execs
 ``tasks``        states of tasks and execs; pure
 ``process``      one process of the guest: start, streams, exit
 ``streams``      stream ports and the pumps between them and FIFOs

@@ -43,14 +43,19 @@ def clean(sandbox_id: str, bundle: str, socket_path: str) -> int:
     directory = paths.sandbox_dir(sandbox_id)
     if os.path.lexists(directory):
         pid = _kill_shim(sandbox_id)
-        cgroup.kill(sandbox_id)
-        _leave_tombstone(sandbox_id)
+        kill_vm(sandbox_id)
         mounts.unmount_below(directory)
     mounts.unmount_below(f"{bundle}/rootfs")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(socket_path)
     remove_tree(directory)
     return pid
+
+
+def kill_vm(sandbox_id: str) -> None:
+    """Kill the VM and all that belongs to it, and leave word for the services."""
+    cgroup.kill(sandbox_id)
+    _leave_tombstone(sandbox_id)
 
 
 def remove_tree(directory: str) -> None:

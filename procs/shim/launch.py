@@ -201,9 +201,9 @@ def _become_server(launch: Launch, listener: _Socket, writer: int) -> None:
             os.chdir("/")
             os.write(writer, str(os.getpid()).encode())
             os.close(writer)
-            from procs.shim import server
+            from procs.shim.server import serve
 
-            status = server.serve(launch, listener.detach())
+            status = serve(launch, listener.detach())
         else:
             status = 0
     finally:

@@ -17,15 +17,13 @@ in ``/proc``, ``/sys`` and ``/dev`` are meant to be the kernel's that the contai
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from common.errors import UsageError
-
-GUEST_SHARE: Final = "/run/kata-containers/shared/containers"
-"""Where the guest mounts the sandbox's share directory (upstream's path)."""
+from common.protocols.agent import SHARE_MOUNT_POINT
 
 _DROPPED_NAMESPACES = frozenset(("cgroup", "network", "time"))
-_KEPT_RESOURCES = ("memory", "cpu", "hugepageLimits")
+_KEPT_RESOURCES = ("memory", "cpu")
 _GUESTS_OWN = ("/proc", "/sys", "/dev")
 _BINDS = frozenset(("bind", "rbind"))
 
@@ -58,7 +56,7 @@ def for_guest(config: Json, container_id: str) -> tuple[Json, list[HostMount]]:
     if not isinstance(config.get("process"), dict):
         raise UsageError(f"the OCI configuration of container {container_id} has no process")
     cut = {key: value for key, value in config.items() if key != "hooks"}
-    cut["root"] = {**(config.get("root") or {}), "path": f"{GUEST_SHARE}/{container_id}/rootfs"}
+    cut["root"] = {**(config.get("root") or {}), "path": f"{SHARE_MOUNT_POINT}/{container_id}/rootfs"}
     cut["linux"] = _linux(config.get("linux") or {}, container_id)
     cut["mounts"], shared = _mounts(config.get("mounts") or [], container_id)
     return cut, shared
@@ -94,7 +92,7 @@ def _mounts(mounts: list[Json], container_id: str) -> tuple[list[Json], list[Hos
             is_readonly="ro" in options,
         )
         shared.append(host)
-        told.append({**mount, "source": f"{GUEST_SHARE}/{container_id}/{host.name}"})
+        told.append({**mount, "source": f"{SHARE_MOUNT_POINT}/{container_id}/{host.name}"})
     return told, shared
 
 

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from common import log
 from common.channel import HEADER, MAX_CHUNK, ChannelError, StreamDecoder, port_of, stream_number
 from common.errors import ExhaustedError
 from procs.shim import unix
@@ -204,4 +204,4 @@ async def _pump_out(use: PortUse, outlet: Outlet | None) -> None:
     except ConnectionError:
         pass  # the VM is gone, which its pidfd tells
     except ChannelError as err:
-        logging.getLogger(__name__).warning("output of the guest dropped: stream %#x: %s", use.stream, err)
+        log.get().warning("output of the guest dropped", stream=use.stream, error=str(err))

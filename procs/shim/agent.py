@@ -1,0 +1,170 @@
+"""The connection to the guest's agent: hello, then Kata's agent protocol over ttrpc.
+
+The agent's port is a virtio-serial port, which knows no connections: the hello (:mod:`common.channel`) is how both ends
+agree on where a conversation begins. It may be sent long before the guest is up: QEMU keeps it until the agent opens
+its port, so waiting for the answer *is* waiting for the guest, and nothing is tried twice.
+
+Whatever the agent answers is the guest's word and treated as such: :mod:`common.protobuf` bounds and checks it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import TYPE_CHECKING
+
+from common import log
+from common.channel import HELLO, HELLO_REPLY, NONCE_SIZE
+from common.errors import GuestError, UnavailableError
+from common.protocols import agent
+from common.ttrpc.client import TtrpcClient
+from procs.shim import unix
+
+if TYPE_CHECKING:
+    import socket
+
+    from common.protobuf import Message
+    from common.protocols import oci
+    from procs.shim.streams import StreamNumbers
+
+CALL_TIMEOUT_S = 60
+"""For a call that the guest answers at once, on a host that is loaded beyond reason (upstream's figure)."""
+
+_MAX_NOISE = 1 << 20
+"""Bytes of an earlier conversation that may precede the answer to the hello."""
+
+
+class Agent:
+    """Calls the guest's agent. Every call carries the request id of containerd's call that it serves."""
+
+    def __init__(self, client: TtrpcClient) -> None:
+        self._client = client
+
+    @classmethod
+    async def connect(cls, path: str) -> Agent:
+        """Connect to the agent's port and wait until the agent answers the hello, for ever.
+
+        Raises:
+            UnavailableError: the VM is gone.
+            GuestError: what answers is not the agent.
+        """
+        sock = unix.connect(path)
+        try:
+            await _greet(sock)
+            _, client = await asyncio.get_running_loop().create_connection(
+                lambda: TtrpcClient("the guest's agent"), sock=sock
+            )
+        except BaseException:
+            sock.close()
+            raise
+        return cls(client)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._client.close()
+
+    async def check(self) -> None:
+        """Ask the agent whether it serves.
+
+        Raises:
+            GuestError: it says no.
+        """
+        request = agent.CheckRequest(service="")
+        reply = await self._client.call(
+            agent.HEALTH_SERVICE, "Check", request, agent.HealthCheckResponse, timeout_s=CALL_TIMEOUT_S
+        )
+        if reply.status != agent.SERVING:
+            raise GuestError(f"the guest's agent answers but does not serve (health status {reply.status})")
+
+    async def create_sandbox(self, sandbox_id: str, hostname: str) -> None:
+        """Have the guest mount the share."""
+        share = agent.Storage(
+            driver="virtio-fs",
+            driver_options=[],
+            source=agent.SHARE_TAG,
+            fstype="virtiofs",
+            options=[],
+            mount_point=agent.SHARE_MOUNT_POINT,
+        )
+        request = agent.CreateSandboxRequest(hostname=hostname, storages=[share], sandbox_id=sandbox_id)
+        await self._call("CreateSandbox", request)
+
+    async def destroy_sandbox(self, timeout_s: float) -> None:
+        """Have the guest end all processes, unmount and sync."""
+        await self._call("DestroySandbox", agent.Empty(), timeout_s)
+
+    async def create_container(
+        self, container_id: str, spec: oci.Spec, streams: StreamNumbers, timeout_s: float
+    ) -> None:
+        """Have the guest prepare a container."""
+        request = agent.CreateContainerRequest(
+            container_id=container_id,
+            exec_id=container_id,
+            storages=[],
+            oci=spec,
+            stdin_port=streams.stdin,
+            stdout_port=streams.stdout,
+            stderr_port=streams.stderr,
+        )
+        await self._call("CreateContainer", request, timeout_s)
+
+    async def start_container(self, container_id: str) -> None:
+        """Have the guest start a container's own process."""
+        await self._call("StartContainer", agent.StartContainerRequest(container_id=container_id))
+
+    async def exec_process(self, container_id: str, exec_id: str, process: oci.Process, streams: StreamNumbers) -> None:
+        """Have the guest start a further process."""
+        request = agent.ExecProcessRequest(
+            container_id=container_id,
+            exec_id=exec_id,
+            process=process,
+            stdin_port=streams.stdin,
+            stdout_port=streams.stdout,
+            stderr_port=streams.stderr,
+        )
+        await self._call("ExecProcess", request)
+
+    async def signal_process(self, container_id: str, exec_id: str, signal: int) -> None:
+        """Send a signal; an empty ``exec_id`` means every process of the container."""
+        request = agent.SignalProcessRequest(container_id=container_id, exec_id=exec_id, signal=signal)
+        await self._call("SignalProcess", request)
+
+    async def wait_process(self, container_id: str, exec_id: str) -> int:
+        """Wait until a process has ended, for ever; return its exit status."""
+        request = agent.WaitProcessRequest(container_id=container_id, exec_id=exec_id)
+        reply = await self._client.call(
+            agent.AGENT_SERVICE, "WaitProcess", request, agent.WaitProcessResponse, metadata=_metadata()
+        )
+        return reply.status & 0xFF
+
+    async def resize(self, container_id: str, exec_id: str, *, rows: int, columns: int) -> None:
+        """Set the size of a process's terminal."""
+        request = agent.TtyWinResizeRequest(container_id=container_id, exec_id=exec_id, row=rows, column=columns)
+        await self._call("TtyWinResize", request)
+
+    async def _call(self, method: str, request: Message, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        await self._client.call(
+            agent.AGENT_SERVICE, method, request, agent.Empty, timeout_s=timeout_s, metadata=_metadata()
+        )
+
+
+def _metadata() -> dict[str, str]:
+    return {"request-id": log.request_id.get()}
+
+
+async def _greet(sock: socket.socket) -> None:
+    """Say hello, and drop what comes before its answer."""
+    loop = asyncio.get_running_loop()
+    nonce = secrets.token_bytes(NONCE_SIZE)
+    wanted = HELLO_REPLY + nonce
+    await loop.sock_sendall(sock, HELLO + nonce)
+    seen = b""
+    noise = 0
+    while not seen.endswith(wanted):
+        data = await loop.sock_recv(sock, 65536)
+        if not data:
+            raise UnavailableError("the VM closed the agent's port")
+        seen = (seen + data)[-2 * len(wanted) :]
+        noise += len(data)
+        if noise > _MAX_NOISE:
+            raise GuestError(f"the guest sent {noise} bytes on the agent's port and no answer to the hello")

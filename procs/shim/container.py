@@ -1,0 +1,140 @@
+"""A container in its guest: its own process, its execs, and the order in which they begin and end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from common.errors import StateError
+from common.protocols import events
+from common.protocols.task import Timestamp
+from procs.shim.process import GuestProcess
+from procs.shim.tasks import Ask, Process, State, Task
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterator
+
+    from common.protocols import oci
+    from procs.shim.events import EventSender
+    from procs.shim.sandbox import Guest
+    from procs.shim.tasks import Stdio
+
+
+class Container:
+    """The container of a sandbox.
+
+    Attributes:
+        container_id: its id.
+        bundle: its bundle's directory.
+        guest: where it is.
+    """
+
+    def __init__(self, init: Process, bundle: str, guest: Guest, sender: EventSender, group: asyncio.TaskGroup) -> None:
+        self.container_id = init.container_id
+        self.bundle = bundle
+        self.guest = guest
+        self._events = sender
+        self._group = group
+        self._task = Task(init=init)
+        self._init = GuestProcess(init, guest, sender, group)
+        self._execs: dict[str, GuestProcess] = {}
+        self._exec_specs: dict[str, oci.Process] = {}
+
+    async def create(self, spec: oci.Spec) -> None:
+        """Have the guest prepare it.
+
+        Raises:
+            KataError: the guest cannot; the streams are given up.
+        """
+        try:
+            numbers = self._init.connect()
+            await self.guest.agent.create_container(self.container_id, spec, numbers, self.guest.create_timeout_s)
+        except BaseException:
+            await self._init.discard()
+            raise
+
+    async def follow(self) -> None:
+        """See its own process to the end; the ends of its execs are told first."""
+        await self._init.follow(self._live_execs)
+
+    def process(self, exec_id: str) -> GuestProcess:
+        """Return its own process, or the exec that is named.
+
+        Raises:
+            NotFoundError: there is no such exec.
+        """
+        self._task.process(exec_id)
+        return self._execs[exec_id] if exec_id else self._init
+
+    def add_exec(self, exec_id: str, spec: oci.Process, stdio: Stdio) -> None:
+        """Register an exec.
+
+        Raises:
+            KataError: the id is taken, the container has ended, or the streams are not what we can use.
+        """
+        process = self._task.add_exec(exec_id, stdio)
+        try:
+            self._execs[exec_id] = GuestProcess(process, self.guest, self._events, self._group)
+        except BaseException:
+            del self._task.execs[exec_id]
+            raise
+        self._exec_specs[exec_id] = spec
+        self._events.publish(events.TaskExecAdded(container_id=self.container_id, exec_id=exec_id))
+
+    async def start(self) -> None:
+        """Start its own process."""
+        news = events.TaskStart(container_id=self.container_id, pid=self.guest.pid)
+        await self._init.start(lambda: self.guest.agent.start_container(self.container_id), news)
+
+    async def start_exec(self, exec_id: str) -> None:
+        """Start an exec.
+
+        Raises:
+            StateError: the container does not run.
+        """
+        target = self.process(exec_id)
+        state = self._init.process.state
+        if state is not State.RUNNING:
+            raise StateError(f"cannot start exec {exec_id}: container {self.container_id} is {state.value}")
+        news = events.TaskExecStarted(container_id=self.container_id, exec_id=exec_id, pid=self.guest.pid)
+        await target.start(lambda: self._begin_exec(exec_id, target), news)
+        self._group.create_task(target.follow())
+
+    async def delete_exec(self, exec_id: str) -> Process:
+        """Forget an exec that does not run; return its record."""
+        target = self.process(exec_id)
+        target.process.check(Ask.DELETE)
+        del self._task.execs[exec_id], self._execs[exec_id], self._exec_specs[exec_id]
+        await target.discard()
+        return target.process
+
+    async def forget(self) -> Process:
+        """Wait for the end of the container, whose VM has ended or is about to, and give up all it holds."""
+        await self._init.exited.wait()
+        for process in (self._init, *self._execs.values()):
+            await process.discard()
+        record = self._init.process
+        self._events.publish(
+            events.TaskDelete(
+                container_id=self.container_id,
+                pid=self.guest.pid,
+                exit_status=record.exit_status,
+                exited_at=Timestamp.from_ns(record.exited_at_ns),
+                id="",
+            )
+        )
+        return record
+
+    def lose(self) -> None:
+        """Note that the VM has ended: what was not started never will be."""
+        for process in self._execs.values():
+            process.lose()
+
+    async def _begin_exec(self, exec_id: str, target: GuestProcess) -> None:
+        numbers = target.connect()
+        await self.guest.agent.exec_process(self.container_id, exec_id, self._exec_specs[exec_id], numbers)
+
+    def _live_execs(self) -> Iterator[GuestProcess]:
+        for process in list(self._execs.values()):
+            if process.process.state in (State.STARTING, State.RUNNING):
+                yield process

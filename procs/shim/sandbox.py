@@ -1,0 +1,294 @@
+"""The sandbox: one VM, from the request for it to its confirmed end.
+
+*Boot* begins when the shim does, before containerd asks for anything (docs/adr/0004-boot-begins-at-start.md). It has
+phases, and a failure says in which one it was, with what the VM printed last; it is kept and answered at Create, where
+a client sees it.
+
+*Death* is known from the VMM's pidfd and from nobody else; so it is known when every service is down.
+
+*The end*: the agent ends all processes, unmounts and syncs; the VM manager destroys the VM, which is the confirmed
+removal of its devices; then the host's mounts go. If the manager does not answer we kill the sandbox's cgroup ourselves
+and leave a tombstone for the services.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from common import config as configuration
+from common import log
+from common.errors import GuestError, KataError, UnavailableError
+from common.linux import identity
+from common.services import device, vmm
+
+if TYPE_CHECKING:
+    from common.bus.client import BusClient
+    from common.config import KataConfig
+    from common.services.vmm import Vm
+    from procs.shim.agent import Agent
+    from procs.shim.launch import Launch
+    from procs.shim.streams import StreamPorts
+
+HYPERVISOR = "qemu"
+
+CREATE_TIMEOUT_S = 20
+DESTROY_TIMEOUT_S = 5
+DESCRIBE_TIMEOUT_S = 2
+DEVICE_TIMEOUT_S = 20
+GUEST_STOP_TIMEOUT_S = 3
+"""How long the guest may take to end itself; what it does not sync in this time is its own loss."""
+
+_log = log.get()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guest:
+    """A guest that is ready for containers.
+
+    Attributes:
+        agent: its agent.
+        ports: the VM's stream ports.
+        pid: the VMM's process, which containerd takes for every process of the sandbox.
+        is_gone: set when the VMM has ended.
+        create_timeout_s: how long the guest may take to prepare a container.
+    """
+
+    agent: Agent
+    ports: StreamPorts
+    pid: int
+    is_gone: asyncio.Event
+    create_timeout_s: int
+
+
+class Sandbox:
+    """One VM and its guest.
+
+    Attributes:
+        sandbox_id: whose.
+        is_gone: set when the VMM has ended, for whatever reason.
+        is_shareable: set when file systems may be mounted for the guest.
+    """
+
+    def __init__(self, launch: Launch, bus: BusClient, wanted_config: str) -> None:
+        self.sandbox_id = launch.sandbox_id
+        self.is_gone = asyncio.Event()
+        self.is_shareable = asyncio.Event()
+        self._bus = bus
+        self._wanted_config = wanted_config
+        self._vm: Vm | None = None
+        self._agent: Agent | None = None
+        self._guest: Guest | None = None
+        self._phase = "reading the configuration"
+        self._boot: asyncio.Task[None] | None = None
+        self._failure: KataError | None = None
+        self._is_booted = asyncio.Event()
+        self._is_asked_for = False
+        self._is_stopping = False
+        self._is_stopped = asyncio.Event()
+
+    async def boot(self) -> None:
+        """Start the VM and make the guest ready for containers. A failure is kept for :meth:`wait_booted`."""
+        self._boot = asyncio.current_task()
+        try:
+            self._guest = await self._run_phases()
+            _log.info("sandbox booted", vmm_pid=self._guest.pid)
+        except KataError as err:
+            self._failure = await self._explain(err)
+            _log.error("sandbox failed", phase=self._phase, error=str(self._failure))
+        except OSError as err:
+            self._failure = KataError(f"sandbox {self.sandbox_id} failed while {self._phase}: {err}")
+            _log.error("sandbox failed", phase=self._phase, error=str(err))
+        finally:
+            self._is_booted.set()
+            self.is_shareable.set()
+        if self._failure:
+            await self.stop()
+
+    async def wait_shareable(self) -> None:
+        """Wait until file systems may be mounted for the guest, which may not have booted yet.
+
+        Raises:
+            KataError: the sandbox failed.
+        """
+        await self.is_shareable.wait()
+        if self._failure:
+            raise self._failure
+
+    async def wait_booted(self) -> Guest:
+        """Wait until containers may be created.
+
+        Raises:
+            KataError: the sandbox failed: phase, cause, remedy.
+        """
+        await self._is_booted.wait()
+        if self._guest is None:
+            raise self._failure or UnavailableError(f"sandbox {self.sandbox_id} was stopped while {self._phase}")
+        return self._guest
+
+    async def stop(self) -> None:
+        """End the VM and unmount all that was mounted for it. Returns when that is done, whoever asked first."""
+        if not self._is_stopping:
+            self._is_stopping = True
+            try:
+                await self._stop()
+            finally:
+                self._is_stopped.set()
+        await self._is_stopped.wait()
+
+    async def _run_phases(self) -> Guest:
+        config = self._configure()
+        self._enter("starting the VM")
+        self._is_asked_for = True
+        wish = vmm.CreateVm(sandbox_id=self.sandbox_id, config=config.qemu)
+        vm = await self._bus.call(vmm.service_name(HYPERVISOR), vmm.CREATE_VM, wish, timeout_s=CREATE_TIMEOUT_S)
+        self._watch(vm)
+        self._enter("preparing the share")
+        self._prepare()
+        self._enter("waiting for the guest's agent")
+        self._agent = agent = await self._dial(vm, config)
+        self._enter("sharing the file system")
+        await self._share(vm, agent)
+        self._enter("running")
+        from procs.shim.streams import StreamPorts
+
+        return Guest(
+            agent=agent,
+            ports=StreamPorts(vm.stream_sockets),
+            pid=vm.process.pid,
+            is_gone=self.is_gone,
+            create_timeout_s=config.runtime.create_container_timeout,
+        )
+
+    def _enter(self, phase: str) -> None:
+        _log.info("sandbox phase", phase=phase)
+        self._phase = phase
+
+    def _configure(self) -> KataConfig:
+        path = configuration.find(self._wanted_config or os.environ.get("KATA_CONF_FILE", ""))
+        config = configuration.load(path)
+        _log.info("configuration", path=config.source)
+        if config.ignored:
+            _log.warning("configuration keys ignored", path=config.source, keys=list(config.ignored))
+        return config
+
+    def _watch(self, vm: Vm) -> None:
+        """Learn of the VMM's end from the kernel."""
+        self._vm = vm
+        fd = identity.open_pidfd(vm.process.pid, vm.process.start_time)
+        if fd is None:
+            self.is_gone.set()
+        else:
+            asyncio.get_running_loop().add_reader(fd, self._note_end, fd)
+
+    def _note_end(self, pidfd: int) -> None:
+        asyncio.get_running_loop().remove_reader(pidfd)
+        os.close(pidfd)
+        _log.info("VMM ended")
+        self.is_gone.set()
+
+    def _prepare(self) -> None:
+        """Make what the guest does not take part in, while it boots. Imported late: the VM is on its way first."""
+        from procs.shim import share
+
+        share.prepare(self.sandbox_id)
+        self.is_shareable.set()
+
+    async def _dial(self, vm: Vm, config: KataConfig) -> Agent:
+        from procs.shim.agent import Agent
+
+        limit = config.agent.dial_timeout
+        try:
+            async with asyncio.timeout(limit):
+                agent = await Agent.connect(vm.agent_socket)
+                await agent.check()
+        except TimeoutError as err:
+            raise GuestError(
+                f"the guest's agent did not answer within {limit} s",
+                hint=f"see the console above for the cause, or raise agent.kata.dial_timeout in {config.source}",
+            ) from err
+        return agent
+
+    async def _share(self, vm: Vm, agent: Agent) -> None:
+        """Attach the share and have the guest mount it: plugged, used, confirmed; or aborted."""
+        from common import paths
+        from common.protocols.agent import SHARE_TAG
+
+        wish = device.Attach(
+            sandbox_id=self.sandbox_id,
+            hypervisor=vm.hypervisor,
+            buses=vm.hotplug_buses,
+            spec=vmm.ShareSpec(source=paths.share_dir(self.sandbox_id), tag=SHARE_TAG),
+        )
+        plugged = await self._bus.call(device.SERVICE, device.ATTACH, wish, timeout_s=DEVICE_TIMEOUT_S)
+        ref = device.DeviceRef(device_id=plugged.device_id)
+        try:
+            await agent.create_sandbox(self.sandbox_id, hostname=self.sandbox_id)
+        except KataError:
+            await self._abort(ref)
+            raise
+        await self._bus.call(device.SERVICE, device.CONFIRM, ref, timeout_s=DEVICE_TIMEOUT_S)
+
+    async def _abort(self, ref: device.DeviceRef) -> None:
+        try:
+            await self._bus.call(device.SERVICE, device.ABORT, ref, timeout_s=DEVICE_TIMEOUT_S)
+        except KataError as err:
+            _log.warning("attach not aborted, its lease will run out", device=ref.device_id, error=str(err))
+
+    async def _explain(self, err: KataError) -> KataError:
+        """Return the error as a client should see it: whose, in which phase, and what the VM printed last."""
+        text = f"sandbox {self.sandbox_id} failed while {self._phase}: {err.message}"
+        if self._vm is not None:
+            text += await self._last_words()
+        return type(err)(text, hint=err.hint, **err.context)
+
+    async def _last_words(self) -> str:
+        ref = vmm.SandboxRef(sandbox_id=self.sandbox_id)
+        try:
+            status = await self._bus.call(
+                vmm.service_name(HYPERVISOR), vmm.DESCRIBE_VM, ref, timeout_s=DESCRIBE_TIMEOUT_S
+            )
+        except KataError as err:
+            return f"; what the VM printed is not known: {err.message}"
+        state = status.runstate if status.is_running else "ended"
+        parts = [f"; the VM is {state}"]
+        for name, tail in (("console", status.console_tail), ("QEMU", status.log_tail)):
+            if tail.strip():
+                parts.append(f"; last lines of {name}:\n{tail.rstrip()}\n")
+        return "".join(parts)
+
+    async def _stop(self) -> None:
+        if self._boot is not None and self._boot is not asyncio.current_task() and not self._boot.done():
+            self._boot.cancel()
+            await self._is_booted.wait()
+        if self._agent is not None:
+            await self._stop_guest(self._agent)
+        if self._is_asked_for:
+            await self._destroy_vm()
+        from common import paths
+        from common.linux import mounts
+
+        await asyncio.to_thread(mounts.unmount_below, paths.sandbox_dir(self.sandbox_id))
+        _log.info("sandbox stopped")
+
+    async def _stop_guest(self, agent: Agent) -> None:
+        if not self.is_gone.is_set():
+            try:
+                await agent.destroy_sandbox(GUEST_STOP_TIMEOUT_S)
+            except KataError as err:
+                _log.warning("guest did not end itself", error=str(err))
+        agent.close()
+
+    async def _destroy_vm(self) -> None:
+        from procs.shim import cleanup
+
+        ref = vmm.SandboxRef(sandbox_id=self.sandbox_id)
+        try:
+            await self._bus.call(vmm.service_name(HYPERVISOR), vmm.DESTROY_VM, ref, timeout_s=DESTROY_TIMEOUT_S)
+        except KataError as err:
+            _log.warning("VM manager did not destroy the VM, killing it", error=str(err))
+            await asyncio.to_thread(cleanup.kill_vm, self.sandbox_id)
+        if self._vm is not None:
+            await self.is_gone.wait()

@@ -1,0 +1,107 @@
+"""The shim's own process: from the fork in ``start`` to its exit.
+
+What is imported decides when the VM starts, so the order is: what the request for the VM needs; the request; the rest,
+in a thread, while the manager and then the guest are at work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import io
+import os
+import secrets
+import signal
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common import log, paths
+from common.bus.client import BusClient
+from common.protobuf import DecodeError
+from common.protocols.task import Any, RuntimeOptions
+from procs.shim.cleanup import remove_tree
+from procs.shim.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from procs.shim.launch import Launch
+
+_IGNORED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
+"""The shim ends when containerd says so, and not with a terminal or a service's stop."""
+
+
+class _ShutDownError(Exception):
+    """Ends the task group: everything that still runs in it is cancelled."""
+
+
+class _LogPipe(io.RawIOBase):
+    """The bundle's log FIFO. A line that containerd does not take is dropped: a log must not stop a container."""
+
+    def writable(self) -> bool:
+        """Say yes (asked by io)."""
+        return True
+
+    def write(self, line: Buffer) -> int:
+        """Write a line as a whole, or drop it."""
+        with suppress(OSError):
+            os.write(2, line)
+        return len(memoryview(line))
+
+
+def serve(launch: Launch, listener_fd: int) -> int:
+    """Serve the sandbox until containerd shuts the shim down; return the exit status."""
+    for number in _IGNORED_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    lines = io.TextIOWrapper(_LogPipe(), write_through=True)  # type: ignore[type-var]  # typeshed wants `name`
+    log.configure("shim", stream=lines, is_debug=launch.is_debug)
+    with socket.socket(fileno=listener_fd) as listener, log.bound(sandbox=launch.sandbox_id):
+        listener.setblocking(False)
+        status = 0
+        try:
+            asyncio.run(_serve(launch, listener))
+        except* _ShutDownError:
+            log.get().info("shim ends")
+        except* Exception:  # noqa: BLE001 - the boundary of the process: containerd notices, and calls `delete`
+            log.get().exception("shim failed")
+            status = 1
+    return status
+
+
+async def _serve(launch: Launch, listener: socket.socket) -> None:
+    async with BusClient() as bus, asyncio.TaskGroup() as group:
+        sandbox = Sandbox(launch, bus, _wanted_config(launch.options))
+        with log.bound(request=secrets.token_hex(8)):
+            group.create_task(sandbox.boot())
+        await asyncio.to_thread(importlib.import_module, "procs.shim.service")
+        from common.ttrpc.server import TtrpcServer
+        from procs.shim.events import EventSender
+        from procs.shim.service import TaskService
+
+        sender = EventSender(os.environ.get("TTRPC_ADDRESS", ""), launch.namespace)
+        group.create_task(sender.run())
+        service = TaskService(sandbox, sender, group)
+        group.create_task(service.run())
+        await TtrpcServer(service.methods(), group).listen(listener)
+        await service.is_shut_down.wait()
+        _leave(launch)
+        raise _ShutDownError
+
+
+def _wanted_config(options: bytes) -> str:
+    """Return the configuration file that the runtime's options name, if they are options of ours and name one."""
+    try:
+        wrapped = Any.decode(options)
+        if wrapped.type_url == RuntimeOptions.TYPE_URL:
+            return RuntimeOptions.decode(wrapped.value).config_path
+    except DecodeError as err:
+        log.get().warning("runtime options ignored", error=str(err))
+    return ""
+
+
+def _leave(launch: Launch) -> None:
+    """Give up the socket and the sandbox's name, before containerd runs `delete` to see that all is gone."""
+    Path(launch.socket_path).unlink(missing_ok=True)
+    remove_tree(paths.sandbox_dir(launch.sandbox_id))

@@ -1,0 +1,285 @@
+"""``containerd.task.v2.Task``: the verbs that containerd asks for.
+
+Each verb runs in a task of its own and none holds a lock: what must not happen twice is settled by the state of the
+process (:mod:`procs.shim.tasks`) before the first ``await``. Every call gets a request id here, which the log, the bus
+and the guest see.
+
+This version runs one container in a sandbox, under the sandbox's own id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common import log
+from common.errors import AlreadyExistsError, NotFoundError, UnsupportedError, UsageError
+from common.protocols import events, oci, task
+from procs.shim import share, spec
+from procs.shim.container import Container
+from procs.shim.tasks import Ask, Process, State, Stdio
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from common.protobuf import Message
+    from common.ttrpc.server import Handler
+    from procs.shim.events import EventSender
+    from procs.shim.process import GuestProcess
+    from procs.shim.sandbox import Sandbox
+
+FLUSH_TIMEOUT_S = 2
+
+_STATUS = {
+    State.CREATED: task.CREATED,
+    State.STARTING: task.CREATED,
+    State.RUNNING: task.RUNNING,
+    State.STOPPED: task.STOPPED,
+}
+_NOT_YET = ("Pause", "Resume", "Stats", "Update", "Checkpoint")
+
+
+class TaskService:
+    """The Task API of one sandbox.
+
+    Attributes:
+        is_shut_down: set when containerd has asked the shim to end and nothing is left.
+    """
+
+    def __init__(self, sandbox: Sandbox, sender: EventSender, group: asyncio.TaskGroup) -> None:
+        self.is_shut_down = asyncio.Event()
+        self._sandbox = sandbox
+        self._events = sender
+        self._group = group
+        self._container: Container | None = None
+        self._is_creating = False
+
+    def methods(self) -> Mapping[tuple[str, str], tuple[type[Message], Handler]]:
+        """Return what a ttrpc server is to serve."""
+        table: dict[str, tuple[type[Message], Handler]] = {
+            "Create": (task.CreateTaskRequest, self.create),
+            "Start": (task.StateRequest, self.start),
+            "State": (task.StateRequest, self.state),
+            "Wait": (task.StateRequest, self.wait),
+            "Exec": (task.ExecProcessRequest, self.exec),
+            "Kill": (task.KillRequest, self.kill),
+            "Pids": (task.IdRequest, self.pids),
+            "CloseIO": (task.CloseIORequest, self.close_io),
+            "ResizePty": (task.ResizePtyRequest, self.resize_pty),
+            "Connect": (task.IdRequest, self.connect),
+            "Delete": (task.StateRequest, self.delete),
+            "Shutdown": (task.ShutdownRequest, self.shutdown),
+        }
+        table |= {name: (task.IdRequest, functools.partial(self._refuse, name)) for name in _NOT_YET}
+        return {(task.SERVICE, name): (kind, self._bind(name, verb)) for name, (kind, verb) in table.items()}
+
+    async def run(self) -> None:
+        """When the VM ends, whoever ended it, end what was never started, and the sandbox."""
+        await self._sandbox.is_gone.wait()
+        if self._container is not None:
+            self._container.lose()
+        await self._sandbox.stop()
+
+    async def create(self, request: task.CreateTaskRequest) -> task.PidResponse:
+        """Prepare the container while the guest boots.
+
+        Raises:
+            KataError: why the sandbox or the container cannot be.
+        """
+        self._check_create(request)
+        self._is_creating = True
+        try:
+            self._container = container = await self._create(request)
+        finally:
+            self._is_creating = False
+        self._publish_create(request, container.guest.pid)
+        self._group.create_task(self._follow(container))
+        return task.PidResponse(pid=container.guest.pid)
+
+    async def start(self, request: task.StateRequest) -> task.PidResponse:
+        """Start the container's own process or an exec."""
+        container = self._found(request.id)
+        if request.exec_id:
+            await container.start_exec(request.exec_id)
+        else:
+            await container.start()
+        return task.PidResponse(pid=container.guest.pid)
+
+    async def state(self, request: task.StateRequest) -> task.StateResponse:
+        """Tell the state of a process."""
+        container = self._found(request.id)
+        process = container.process(request.exec_id).process
+        return task.StateResponse(
+            id=process.exec_id or process.container_id,
+            bundle=container.bundle,
+            pid=container.guest.pid,
+            status=_STATUS[process.state],
+            stdin=process.stdio.stdin,
+            stdout=process.stdio.stdout,
+            stderr=process.stdio.stderr,
+            terminal=process.stdio.is_terminal,
+            exit_status=process.exit_status,
+            exited_at=_exited_at(process),
+            exec_id=process.exec_id,
+        )
+
+    async def wait(self, request: task.StateRequest) -> task.WaitResponse:
+        """Answer when a process has ended."""
+        target = self._process(request)
+        await target.exited.wait()
+        return task.WaitResponse(exit_status=target.process.exit_status, exited_at=_exited_at(target.process))
+
+    async def exec(self, request: task.ExecProcessRequest) -> task.Empty:
+        """Register a further process."""
+        try:
+            process = oci.from_json(oci.Process, json.loads(request.spec.value if request.spec else b""))
+        except ValueError as err:
+            raise UsageError(f"exec {request.exec_id}: its process is not valid: {err}") from err
+        process.terminal = request.terminal
+        self._found(request.id).add_exec(request.exec_id, process, _stdio(request))
+        return task.Empty()
+
+    async def kill(self, request: task.KillRequest) -> task.Empty:
+        """Send a signal."""
+        await self._process(request).kill(request.signal, is_all=request.all)
+        return task.Empty()
+
+    async def pids(self, request: task.IdRequest) -> task.PidsResponse:
+        """Name the processes that the host sees: the VMM. containerd takes an empty list for a leaked shim."""
+        return task.PidsResponse(processes=[task.ProcessInfo(pid=self._found(request.id).guest.pid)])
+
+    async def close_io(self, request: task.CloseIORequest) -> task.Empty:
+        """Let standard input end, once what clients wrote has arrived."""
+        if request.stdin:
+            self._process(request).end_input()
+        return task.Empty()
+
+    async def resize_pty(self, request: task.ResizePtyRequest) -> task.Empty:
+        """Set the size of a terminal."""
+        await self._process(request).resize(rows=request.height, columns=request.width)
+        return task.Empty()
+
+    async def connect(self, _: task.IdRequest) -> task.ConnectResponse:
+        """Tell who serves. Never an error, as in runc's shim: without a container there is no pid."""
+        pid = self._container.guest.pid if self._container is not None else 0
+        return task.ConnectResponse(shim_pid=os.getpid(), task_pid=pid, version="")
+
+    async def delete(self, request: task.StateRequest) -> task.DeleteResponse:
+        """Forget a process that does not run. With the container's own goes the sandbox."""
+        container = self._found(request.id)
+        if request.exec_id:
+            process = await container.delete_exec(request.exec_id)
+        else:
+            container.process("").process.check(Ask.DELETE)
+            await self._sandbox.stop()
+            process = await container.forget()
+            self._container = None
+        pid, exited_at = container.guest.pid, _exited_at(process)
+        return task.DeleteResponse(pid=pid, exit_status=process.exit_status, exited_at=exited_at)
+
+    async def shutdown(self, _: task.ShutdownRequest) -> task.Empty:
+        """End the shim, unless there is a container; ``now`` changes nothing, as in runc's shim."""
+        if self._container is None and not self._is_creating:
+            await self._sandbox.stop()
+            await self._events.flush(FLUSH_TIMEOUT_S)
+            self.is_shut_down.set()
+        return task.Empty()
+
+    def _bind(self, name: str, verb: Callable[[Any], Awaitable[Message]]) -> Handler:
+        """Give a verb a request id per call, and a line in the log."""
+
+        async def call(request: Any) -> Message:  # noqa: ANN401 - the table above pairs verb and type
+            ids = {"container": request.id, "exec": getattr(request, "exec_id", "")}
+            with log.bound(request=secrets.token_hex(8), **ids):
+                log.get().debug("call", verb=name)
+                return await verb(request)
+
+        return call
+
+    async def _refuse(self, name: str, request: task.IdRequest) -> Message:
+        raise UnsupportedError(f"{name} of {request.id} is not supported yet")
+
+    def _check_create(self, request: task.CreateTaskRequest) -> None:
+        sandbox_id = self._sandbox.sandbox_id
+        if self._container is not None or self._is_creating:
+            raise AlreadyExistsError(f"id {request.id}")
+        if request.id != sandbox_id:
+            raise UnsupportedError(f"container {request.id} in sandbox {sandbox_id}: pods are not supported yet")
+        if request.checkpoint or request.parent_checkpoint:
+            raise UnsupportedError(f"checkpoint of {request.id}: a VM's container cannot be restored")
+
+    async def _create(self, request: task.CreateTaskRequest) -> Container:
+        config = _read_spec(request.bundle)
+        told, host_mounts = spec.for_guest(config, request.id)
+        told["process"]["terminal"] = request.terminal
+        try:
+            message = oci.from_json(oci.Spec, told)
+        except ValueError as err:
+            raise UsageError(f"{request.bundle}/config.json: {err}") from err
+        await self._sandbox.wait_shareable()
+        await share.add_container(self._sandbox.sandbox_id, request.id, _rootfs(request, config), host_mounts)
+        guest = await self._sandbox.wait_booted()
+        init = Process(container_id=request.id, exec_id="", stdio=_stdio(request))
+        container = Container(init, request.bundle, guest, self._events, self._group)
+        await container.create(message)
+        return container
+
+    async def _follow(self, container: Container) -> None:
+        """See the container to its end, and end the sandbox with it: Delete then has little to wait for."""
+        await container.follow()
+        await self._sandbox.stop()
+
+    def _publish_create(self, request: task.CreateTaskRequest, pid: int) -> None:
+        io = events.TaskIO(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal)
+        self._events.publish(
+            events.TaskCreate(
+                container_id=request.id,
+                bundle=request.bundle,
+                rootfs=request.rootfs,
+                io=io,
+                checkpoint="",
+                pid=pid,
+            )
+        )
+
+    def _found(self, container_id: str) -> Container:
+        if self._container is None or container_id != self._container.container_id:
+            raise NotFoundError(f"container {container_id}")
+        return self._container
+
+    def _process(
+        self, request: task.StateRequest | task.KillRequest | task.CloseIORequest | task.ResizePtyRequest
+    ) -> GuestProcess:
+        return self._found(request.id).process(request.exec_id)
+
+
+def _stdio(request: task.CreateTaskRequest | task.ExecProcessRequest) -> Stdio:
+    return Stdio(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, is_terminal=request.terminal)
+
+
+def _exited_at(process: Process) -> task.Timestamp | None:
+    return task.Timestamp.from_ns(process.exited_at_ns) if process.exited_at_ns else None
+
+
+def _read_spec(bundle: str) -> spec.Json:
+    path = Path(bundle, "config.json")
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError) as err:
+        raise UsageError(f"cannot read the OCI configuration {path}: {err}") from err
+    if not isinstance(config, dict):
+        raise UsageError(f"the OCI configuration {path} is not a JSON object")
+    return config
+
+
+def _rootfs(request: task.CreateTaskRequest, config: spec.Json) -> list[task.Mount]:
+    """Return the mounts of the root file system; without any, containerd means the configuration's own directory."""
+    if request.rootfs:
+        return request.rootfs
+    source = str(Path(request.bundle, (config.get("root") or {}).get("path", "rootfs")))
+    return [task.Mount(type="bind", source=source, target="", options=["rbind"])]
