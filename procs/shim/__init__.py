@@ -4,6 +4,7 @@
 ``cli``          what containerd executes: flags, ``start``, ``delete``, ``-v``, ``-info``
 ``launch``       ``start``: take the sandbox's name, listen, fork the server, print the address
 ``cleanup``      ``delete``: leave nothing behind, with no help from anybody
+``names``        ids and socket paths
 ``record``       who serves a sandbox: the lock on its directory, ``shim.json``
 ---------------  ------------------------------------------------------------------------------------------------------
 ``server``       the process: boot task, Task API, events, the end

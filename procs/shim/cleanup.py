@@ -14,14 +14,12 @@ done. The order follows from who uses what: processes hold mounts, mounts hold d
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 
 from common import paths
 from common.linux import cgroup, identity, mounts
 from common.protocols.task import DeleteResponse, Timestamp
-from procs.shim import record
 
 KILLED = 128 + 9
 
@@ -46,7 +44,7 @@ def clean(sandbox_id: str, bundle: str, socket_path: str) -> int:
         kill_vm(sandbox_id)
         mounts.unmount_below(directory)
     mounts.unmount_below(f"{bundle}/rootfs")
-    with contextlib.suppress(FileNotFoundError):
+    if os.path.lexists(socket_path):
         os.unlink(socket_path)
     remove_tree(directory)
     return pid
@@ -66,12 +64,14 @@ def remove_tree(directory: str) -> None:
         for name in directories:
             path = f"{parent}/{name}"
             os.unlink(path) if os.path.islink(path) else os.rmdir(path)
-    with contextlib.suppress(FileNotFoundError):
+    if os.path.lexists(directory):
         os.rmdir(directory)
 
 
 def _kill_shim(sandbox_id: str) -> int:
     """Kill the shim that the sandbox's record names, unless it is the caller's own; return its pid or 0."""
+    from procs.shim import record  # after an orderly end there is no record to read
+
     shim = record.read(sandbox_id)
     if shim is None:
         return 0

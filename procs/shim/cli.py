@@ -67,12 +67,12 @@ def main() -> int:
 
 
 def _start(invocation: Invocation) -> int:
-    from procs.shim import launch
+    from procs.shim import launch, names
 
     values = invocation.values
     return launch.start(
         launch.Launch(
-            sandbox_id=launch.checked_id(values["id"]),
+            sandbox_id=names.checked_id(values["id"]),
             namespace=values["namespace"],
             address=values["address"],
             bundle=os.getcwd(),
@@ -82,11 +82,11 @@ def _start(invocation: Invocation) -> int:
 
 
 def _delete(invocation: Invocation) -> int:
-    from procs.shim import cleanup, launch
+    from procs.shim import cleanup, names
 
     values = invocation.values
-    socket_path = launch.socket_path(values["address"], values["namespace"], values["id"])
-    response = cleanup.delete(launch.checked_id(values["id"]), values["bundle"] or os.getcwd(), socket_path)
+    socket_path = names.socket_path(values["address"], values["namespace"], values["id"])
+    response = cleanup.delete(names.checked_id(values["id"]), values["bundle"] or os.getcwd(), socket_path)
     _print(response)
     return 0
 

@@ -22,10 +22,8 @@ from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM
 from _socket import socket as _Socket  # noqa: N812 - `socket` itself costs 8 ms, and only a listener is wanted
 
 from common import paths
-from procs.shim import cleanup, record
+from procs.shim import cleanup, names, record
 
-SOCKET_DIR = "/run/containerd/s"
-_MAX_ID = 76
 _MAX_OPTIONS = 1 << 20
 
 _TYPE_KEYS = ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType")
@@ -53,30 +51,7 @@ class Launch:
         self.bundle = bundle
         self.is_debug = is_debug
         self.options = b""
-        self.socket_path = socket_path(address, namespace, sandbox_id)
-
-
-def checked_id(text: str) -> str:
-    """Return a container id that is safe as a name of files and cgroups.
-
-    The rule is containerd's (v1.6.20 ``identifiers/validate.go``): at most 76 characters, runs of ASCII letters and
-    digits joined by single ``.``, ``_`` or ``-``.
-
-    Raises:
-        ValueError: it is not such an id.
-    """
-    runs = text.replace(".", "-").replace("_", "-").split("-")
-    if len(text) > _MAX_ID or not all(run.isascii() and run.isalnum() for run in runs):
-        raise ValueError(f"container id {text!r} is not valid: at most {_MAX_ID} letters and digits joined by . _ or -")
-    return text
-
-
-def socket_path(address: str, namespace: str, sandbox_id: str) -> str:
-    """Return the server's socket: containerd's own rule, so that both find the same (facts: shim/util_unix.go)."""
-    import hashlib
-
-    name = os.path.normpath(f"{address}/{namespace}/{sandbox_id}")
-    return f"{SOCKET_DIR}/{hashlib.sha256(name.encode()).hexdigest()}"
+        self.socket_path = names.socket_path(address, namespace, sandbox_id)
 
 
 def start(launch: Launch) -> int:
@@ -160,7 +135,7 @@ def _make_room(launch: Launch) -> None:
 
 def _listen(path: str) -> _Socket:
     """Return a listener that only root can connect to. Whoever holds the sandbox's name may replace its socket."""
-    os.makedirs(SOCKET_DIR, mode=0o700, exist_ok=True)
+    os.makedirs(names.SOCKET_DIR, mode=0o700, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     listener = _Socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
