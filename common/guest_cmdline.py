@@ -8,6 +8,8 @@ _PARAMETERS = (
     ("panic=1", "a kernel or agent that fails ends the VM: with -no-reboot QEMU exits"),
     ("rdinit=/init", "the initrd is the whole system"),
     ("cryptomgr.notests", "known-answer tests of ciphers that nobody uses: 0.7"),
+    ("noreplace-smp", "with one CPU the kernel would rewrite its own locks, and QEMU translate them again: 0.2"),
+    ("init_on_alloc=0", "the memory of a fresh VM is zero already, and nobody else's: 0.2"),
     ("tsc=reliable", "the hypervisor's clock needs no watchdog"),
     ("no_timer_check", "nor do its timer interrupts need a test"),
 )

@@ -1,19 +1,21 @@
-"""Kata's agent protocol: services ``grpc.AgentService`` and ``grpc.Health``, as far as this version speaks them.
+"""Kata's agent protocol: service ``grpc.AgentService``, as far as this version speaks it, and all of ``health``.
 
-Field numbers and names are those of ``agent.proto`` and ``health.proto`` of Kata Containers 4.1.0
-(src/libs/protocols/protos). Shared by the shim and the guest's agent. A request that says nothing is :class:`Empty`.
+Field numbers and names are those of ``agent.proto`` of Kata Containers 4.1.0 (src/libs/protocols/protos). Shared by the
+shim and the guest's agent. A request that says nothing is :class:`Empty`.
 """
+
+# ruff: noqa: PLC0414  # an alias of the same name is how a re-export is declared
 
 from __future__ import annotations
 
 from common.protobuf import Message, boolean, int_, message, messages, repeated, string, uint
+from common.protocols.health import AGENT_SERVICE as AGENT_SERVICE
+from common.protocols.health import HEALTH_SERVICE as HEALTH_SERVICE
+from common.protocols.health import SERVING as SERVING
+from common.protocols.health import CheckRequest as CheckRequest
+from common.protocols.health import HealthCheckResponse as HealthCheckResponse
+from common.protocols.health import VersionCheckResponse as VersionCheckResponse
 from common.protocols.oci import Process, Spec
-
-HEALTH_SERVICE = "grpc.Health"
-AGENT_SERVICE = "grpc.AgentService"
-
-SERVING = 1
-"""``HealthCheckResponse.status`` of an agent that is up."""
 
 SHARE_TAG = "kataShared"
 SHARE_MOUNT_POINT = "/run/kata-containers/shared/containers"
@@ -22,25 +24,6 @@ SHARE_MOUNT_POINT = "/run/kata-containers/shared/containers"
 
 class Empty(Message):
     """``google.protobuf.Empty``, and requests without fields."""
-
-
-class CheckRequest(Message):
-    """``Health.Check`` and ``Health.Version``."""
-
-    service: str = string(1)
-
-
-class HealthCheckResponse(Message):
-    """``Health.Check``: see :data:`SERVING`."""
-
-    status: int = int_(1)
-
-
-class VersionCheckResponse(Message):
-    """``Health.Version``."""
-
-    grpc_version: str = string(1)
-    agent_version: str = string(2)
 
 
 class Storage(Message):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common.protocols.agent import SERVING, CheckRequest, HealthCheckResponse, VersionCheckResponse
+from common.protocols.health import SERVING, CheckRequest, HealthCheckResponse, VersionCheckResponse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.channel import AGENT_PORT
-from common.protocols.agent import AGENT_SERVICE, HEALTH_SERVICE
+from common.protocols.health import AGENT_SERVICE, HEALTH_SERVICE
 from guest.agent import health, ports, system
 from guest.agent.connection import Connection
 from guest.agent.log import log
