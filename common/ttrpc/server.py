@@ -49,11 +49,20 @@ class TtrpcServer:
         self._methods = methods
         self._group = group
         self._calls = 0
+        self._listener: asyncio.Server | None = None
+        self._connections: set[_Connection] = set()
 
-    async def listen(self, listener: socket.socket) -> asyncio.Server:
-        """Accept connections on a listening Unix socket until the returned server is closed."""
+    async def listen(self, listener: socket.socket) -> None:
+        """Accept connections on a listening Unix socket until :meth:`close`."""
         loop = asyncio.get_running_loop()
-        return await loop.create_unix_server(lambda: _Connection(self), sock=listener)
+        self._listener = await loop.create_unix_server(lambda: _Connection(self, self._connections), sock=listener)
+
+    def close(self) -> None:
+        """Accept no more connections and end those that there are; calls that run go on."""
+        if self._listener is not None:
+            self._listener.close()
+        for connection in list(self._connections):
+            connection.close()
 
     def begin(self, connection: _Connection, frame: frames.Frame) -> None:
         """Run one call; the answer goes to ``connection``."""
@@ -93,8 +102,9 @@ class TtrpcServer:
 class _Connection(asyncio.Protocol):
     """One client: reads frames, checks their stream numbers, writes answers."""
 
-    def __init__(self, server: TtrpcServer) -> None:
+    def __init__(self, server: TtrpcServer, connections: set[_Connection]) -> None:
         self._server = server
+        self._connections = connections
         self._decoder = frames.Decoder()
         self._last_stream = 0
         self._transport: asyncio.WriteTransport | None = None
@@ -104,11 +114,18 @@ class _Connection(asyncio.Protocol):
         _, uid, gid = _UCRED.unpack(peer)
         if (uid, gid) == (os.getuid(), os.getgid()):
             self._transport = transport
+            self._connections.add(self)
         else:
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self._connections.discard(self)
+
+    def close(self) -> None:
+        """End the connection once what was answered is sent."""
+        if self._transport is not None:
+            self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         for frame in self._decoder.feed(data):

@@ -10,6 +10,8 @@ done. The order follows from who uses what: processes hold mounts, mounts hold d
 4. unmount all below the sandbox's directory and the bundle's root file system;
 5. remove the socket and the directory. If a mount is still there this step is not reached: what lies below it
    belongs to the container's owner.
+
+After an orderly end only the last two have something to look at, so only they are imported at once.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import os
 import time
 
 from common import paths
-from common.linux import cgroup, identity, mounts
+from common.linux import mounts
 from common.protocols.task import DeleteResponse, Timestamp
 
 KILLED = 128 + 9
@@ -52,6 +54,8 @@ def clean(sandbox_id: str, bundle: str, socket_path: str) -> int:
 
 def kill_vm(sandbox_id: str) -> None:
     """Kill the VM and all that belongs to it, and leave word for the services."""
+    from common.linux import cgroup
+
     cgroup.kill(sandbox_id)
     _leave_tombstone(sandbox_id)
 
@@ -70,7 +74,8 @@ def remove_tree(directory: str) -> None:
 
 def _kill_shim(sandbox_id: str) -> int:
     """Kill the shim that the sandbox's record names, unless it is the caller's own; return its pid or 0."""
-    from procs.shim import record  # after an orderly end there is no record to read
+    from common.linux import identity
+    from procs.shim import record
 
     shim = record.read(sandbox_id)
     if shim is None:

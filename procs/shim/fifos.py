@@ -10,12 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from common.errors import NotFoundError, UnsupportedError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 class Inlet:
@@ -27,12 +23,11 @@ class Inlet:
 
     async def read(self, size: int) -> bytes:
         """Return at most ``size`` bytes as soon as there are any; nothing means that standard input has ended."""
-        loop = asyncio.get_running_loop()
         while True:
             try:
                 return os.read(self._fd, size)
             except BlockingIOError:
-                await _wait(self._fd, loop.add_reader, loop.remove_reader)
+                await self._wait_readable()
 
     def end(self) -> None:
         """Let standard input end when its FIFO is empty and no client holds it."""
@@ -45,26 +40,50 @@ class Inlet:
         self.end()
         os.close(self._fd)
 
+    async def _wait_readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        has_data = asyncio.Event()
+        loop.add_reader(self._fd, has_data.set)
+        try:
+            await has_data.wait()
+        finally:
+            loop.remove_reader(self._fd)
+
 
 class Outlet:
     """Standard output or error: what clients read from its FIFO."""
 
     def __init__(self, path: str) -> None:
         self._fd = _open(path, os.O_RDWR)
+        self._may_go_on = asyncio.Event()
+        self._is_dropping = False
 
     async def write(self, data: bytes) -> None:
         """Write all of ``data``, at the pace of the client that reads."""
-        loop = asyncio.get_running_loop()
         left = memoryview(data)
-        while left:
+        while left and not self._is_dropping:
             try:
                 left = left[os.write(self._fd, left) :]
             except BlockingIOError:
-                await _wait(self._fd, loop.add_writer, loop.remove_writer)
+                await self._wait_writable()
+
+    def drop(self) -> None:
+        """Drop what is still to be written, now and from now on: nobody reads it."""
+        self._is_dropping = True
+        self._may_go_on.set()
 
     def close(self) -> None:
         """Give up the FIFO: its reader sees the end once it has read what is in it."""
         os.close(self._fd)
+
+    async def _wait_writable(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._may_go_on.clear()
+        loop.add_writer(self._fd, self._may_go_on.set)
+        try:
+            await self._may_go_on.wait()
+        finally:
+            loop.remove_writer(self._fd)
 
 
 def _open(path: str, mode: int) -> int:
@@ -85,13 +104,3 @@ def _open(path: str, mode: int) -> int:
         os.close(fd)
         raise UsageError(f"standard stream {path} is not a FIFO")
     return fd
-
-
-async def _wait(fd: int, add: Callable[..., None], remove: Callable[[int], bool]) -> None:
-    """Wait until a descriptor is ready; ``add`` and ``remove`` are the loop's for reading or for writing."""
-    ready = asyncio.Event()
-    add(fd, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        remove(fd)

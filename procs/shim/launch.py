@@ -171,6 +171,7 @@ def _become_server(launch: Launch, listener: _Socket, writer: int) -> None:
     try:
         os.setsid()
         if os.fork() == 0:
+            _ignore_signals()
             record.write(launch.sandbox_id, namespace=launch.namespace, bundle=launch.bundle, socket=launch.socket_path)
             _redirect_streams(launch.bundle)
             os.chdir("/")
@@ -183,6 +184,14 @@ def _become_server(launch: Launch, listener: _Socket, writer: int) -> None:
             status = 0
     finally:
         os._exit(status)
+
+
+def _ignore_signals() -> None:
+    """Let the server end when containerd says so, and not with a terminal, a service's stop or a vanished reader."""
+    import signal  # the server needs it anyway; `start` itself does not
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _redirect_streams(bundle: str) -> None:

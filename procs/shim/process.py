@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from signal import SIGKILL
 from typing import TYPE_CHECKING
 
 from common import log
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from procs.shim.sandbox import Guest
     from procs.shim.streams import StreamNumbers
 
-KILLED = 128 + 9
+KILLED = 128 + SIGKILL
 DRAIN_TIMEOUT_S = 10
 """How long a client may take to read the rest of the output before the exit is told without it (runc's figure)."""
 
@@ -47,7 +48,7 @@ class GuestProcess:
         self._guest = guest
         self._events = events
         self._group = group
-        self._streams = Streams(process.stdio)
+        self._streams = Streams(process.stdio, group)
         self._output: asyncio.Task[None] | None = None
         self._input: asyncio.Task[None] | None = None
         self._start_is_settled = asyncio.Event()
@@ -99,6 +100,7 @@ class GuestProcess:
         await self._start_is_settled.wait()
         await self._stop_streams(DRAIN_TIMEOUT_S)
         for other in others():
+            self._group.create_task(other.let_go())
             await other.exited.wait()
         if self.process.state is not State.STOPPED:
             self._end(status)
@@ -124,6 +126,17 @@ class GuestProcess:
             await self._guest.agent.signal_process(process.container_id, target, signal)
         except UnavailableError as err:
             raise NotFoundError("process already finished") from err
+        if signal == SIGKILL:
+            self._group.create_task(self.let_go())
+
+    async def let_go(self) -> None:
+        """Drop the output that nobody reads for too long: the guest tells the end of a process after its output."""
+        try:
+            async with asyncio.timeout(DRAIN_TIMEOUT_S):
+                await self.exited.wait()
+        except TimeoutError:
+            _log.warning("output dropped, nobody reads it", exec_id=self.process.exec_id)
+            self._streams.drop_output()
 
     async def resize(self, *, rows: int, columns: int) -> None:
         """Set the size of its terminal; without one, or when it does not run, there is nothing to set."""

@@ -260,8 +260,9 @@ class Sandbox:
         return "".join(parts)
 
     async def _stop(self) -> None:
-        if self._boot is not None and self._boot is not asyncio.current_task() and not self._boot.done():
-            self._boot.cancel()
+        if self._boot is not None and not self._is_booted.is_set():
+            if not self.is_gone.is_set():  # else it fails by itself, and knows why
+                self._boot.cancel()
             await self._is_booted.wait()
         if self._agent is not None:
             await self._stop_guest(self._agent)

@@ -11,7 +11,6 @@ import importlib
 import io
 import os
 import secrets
-import signal
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from procs.shim.launch import Launch
-
-_IGNORED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
-"""The shim ends when containerd says so, and not with a terminal or a service's stop."""
 
 
 class _ShutDownError(Exception):
@@ -53,8 +49,6 @@ class _LogPipe(io.RawIOBase):
 
 def serve(launch: Launch, listener_fd: int) -> int:
     """Serve the sandbox until containerd shuts the shim down; return the exit status."""
-    for number in _IGNORED_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
     lines = io.TextIOWrapper(_LogPipe(), write_through=True)  # type: ignore[type-var]  # typeshed wants `name`
     log.configure("shim", stream=lines, is_debug=launch.is_debug)
     with socket.socket(fileno=listener_fd) as listener, log.bound(sandbox=launch.sandbox_id):

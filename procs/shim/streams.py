@@ -7,7 +7,8 @@ opposite ways, and another for standard error; with a terminal, which has no sta
 stops its process, and a process that does not read stops its client.
 
 *When a port may be used again*: once the guest's end frame has come and no frame of ours is half written. Otherwise
-bytes of this use would reach the next one; such a port stays taken until the VM ends.
+bytes of this use would reach the next one; such a port stays taken until the VM ends. A frame whose process has ended
+is therefore still written to its end, for which the guest has a moment.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from procs.shim.tasks import Stdio
 
 
+FRAME_TIMEOUT_S = 2
+"""How long the guest may take to accept the rest of a frame whose process has ended."""
+
+
 class StreamPorts:
     """Which ports of a VM are free. The one that rested longest is taken first."""
 
@@ -39,8 +44,11 @@ class StreamPorts:
         self._free = deque(range(len(sockets)))
         self._generation = 0
 
-    def take(self) -> PortUse:
+    def take(self, group: asyncio.TaskGroup) -> PortUse:
         """Connect to a free port, under a stream number that was never used in this VM.
+
+        Args:
+            group: where frames are sent.
 
         Raises:
             ExhaustedError: every port is taken.
@@ -53,13 +61,14 @@ class StreamPorts:
             )
         port = self._free.popleft()
         self._generation += 1
-        return PortUse(stream_number(self._generation, port), unix.connect(self._sockets[port]))
+        return PortUse(stream_number(self._generation, port), unix.connect(self._sockets[port]), group)
 
-    def give_back(self, use: PortUse) -> None:
+    async def give_back(self, use: PortUse) -> None:
         """Disconnect; the port is free again if nothing of this use can reach the next."""
-        use.close()
-        if use.is_spent:
+        if await use.close():
             self._free.append(port_of(use.stream))
+        else:
+            log.get().warning("stream port stays taken", port=port_of(use.stream))
 
 
 class PortUse:
@@ -70,17 +79,13 @@ class PortUse:
         has_output: whether the guest sends on it, and so will send an end.
     """
 
-    def __init__(self, stream: int, sock: socket.socket) -> None:
+    def __init__(self, stream: int, sock: socket.socket, group: asyncio.TaskGroup) -> None:
         self.stream = stream
         self.has_output = False
         self._socket = sock
+        self._group = group
         self._decoder = StreamDecoder(stream)
-        self._is_sending = False
-
-    @property
-    def is_spent(self) -> bool:
-        """Whether both directions are at their end or between frames."""
-        return not self._is_sending and (self._decoder.is_ended or not self.has_output)
+        self._sending: asyncio.Task[None] | None = None
 
     async def payloads(self) -> AsyncIterator[bytes]:
         """Yield what the guest sends, until its end or the VM's."""
@@ -93,15 +98,28 @@ class PortUse:
                 yield payload
 
     async def send(self, payload: bytes) -> None:
-        """Send one frame; an empty payload is the end."""
-        self._is_sending = True
-        header = HEADER.pack(self.stream, len(payload))
-        await asyncio.get_running_loop().sock_sendall(self._socket, header + payload)
-        self._is_sending = False
+        """Send one frame; an empty payload is the end. When cancelled, the frame is still sent."""
+        self._sending = self._group.create_task(self._send(HEADER.pack(self.stream, len(payload)) + payload))
+        await self._sending_done(None)
 
-    def close(self) -> None:
-        """Disconnect from the port."""
+    async def close(self) -> bool:
+        """Disconnect from the port; return whether both directions were at their end or between frames."""
+        is_whole = await self._sending_done(FRAME_TIMEOUT_S)
+        if self._sending is not None:
+            self._sending.cancel()
+            await asyncio.wait({self._sending})
         self._socket.close()
+        return is_whole and (self._decoder.is_ended or not self.has_output)
+
+    async def _send(self, frame: bytes) -> None:
+        with contextlib.suppress(ConnectionError):  # the VM is gone, which its pidfd tells
+            await asyncio.get_running_loop().sock_sendall(self._socket, frame)
+
+    async def _sending_done(self, timeout_s: float | None) -> bool:
+        if self._sending is None:
+            return True
+        done, _ = await asyncio.wait({self._sending}, timeout=timeout_s)
+        return bool(done)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +134,7 @@ class StreamNumbers:
 class Streams:
     """The standard streams of one process. Opens the FIFOs when made, ports when the guest is about to need them."""
 
-    def __init__(self, stdio: Stdio) -> None:
+    def __init__(self, stdio: Stdio, group: asyncio.TaskGroup) -> None:
         with contextlib.ExitStack() as undo:
             self._inlet = Inlet(stdio.stdin) if stdio.stdin else None
             undo.callback(self.close_fifos)
@@ -125,6 +143,7 @@ class Streams:
             self._stderr = self._outlet("" if stdio.is_terminal else stdio.stderr)
             undo.pop_all()
         self._is_terminal = stdio.is_terminal
+        self._group = group
         self._ports: StreamPorts | None = None
         self._main: PortUse | None = None
         self._error: PortUse | None = None
@@ -137,10 +156,10 @@ class Streams:
         """
         self._ports = ports
         if self._inlet or self._stdout or self._is_terminal:
-            self._main = ports.take()
+            self._main = ports.take(self._group)
             self._main.has_output = self._stdout is not None or self._is_terminal
         if self._stderr:
-            self._error = ports.take()
+            self._error = ports.take(self._group)
             self._error.has_output = True
         main = self._main.stream if self._main else 0
         return StreamNumbers(
@@ -160,22 +179,26 @@ class Streams:
         """Carry input to the guest until it ends."""
         if self._inlet is None or self._main is None:
             return
-        with contextlib.suppress(ConnectionError):  # the VM is gone, which its pidfd tells
-            while data := await self._inlet.read(MAX_CHUNK):
-                await self._main.send(data)
-            await self._main.send(b"")
+        while data := await self._inlet.read(MAX_CHUNK):
+            await self._main.send(data)
+        await self._main.send(b"")
 
     def end_input(self) -> None:
         """Let standard input end (CloseIO); what is in the FIFO still arrives."""
         if self._inlet is not None:
             self._inlet.end()
 
+    def drop_output(self) -> None:
+        """Drop the rest of the output: nobody reads it."""
+        for outlet in self._outlets:
+            outlet.drop()
+
     def close(self) -> None:
         """Give up FIFOs and ports. The pumps must have ended."""
         self.close_fifos()
         for use in (self._main, self._error):
             if use is not None and self._ports is not None:
-                self._ports.give_back(use)
+                self._group.create_task(self._ports.give_back(use))
         self._main = self._error = None
 
     def close_fifos(self) -> None:

@@ -1,0 +1,237 @@
+"""A guest without a VM: an agent that runs container processes on this host, behind the sockets of a VM.
+
+It speaks the real hello, ttrpc, agent protocol and stream frames, so the host's side can be tested against it in
+milliseconds. There is no isolation: a container is a process group, its root file system is the host's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from typing import TYPE_CHECKING, Self
+
+from common import status
+from common.channel import HEADER, HELLO, HELLO_REPLY, MAX_CHUNK, NONCE_SIZE, StreamDecoder, port_of
+from common.protocols import agent
+from common.ttrpc import frames
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+    from typing import Any
+
+    from common.protobuf import Message
+    from common.protocols.oci import Process
+
+PORTS = 4
+
+
+class Refusal(Exception):  # noqa: N818 - it is an answer
+    """An error to answer a call with."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+
+
+class _Running:
+    """A process and the streams that it has; ``status`` is set when it has ended and its output is out."""
+
+    def __init__(self, request: agent.CreateContainerRequest | agent.ExecProcessRequest, process: Process) -> None:
+        self.spec = process
+        self.stdin = request.stdin_port
+        self.stdout = request.stdout_port
+        self.stderr = request.stderr_port
+        self.child: asyncio.subprocess.Process | None = None
+        self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+
+class FakeGuest:
+    """Listens as ``agent.sock`` and ``stream.<n>.sock`` in a directory; an async context manager.
+
+    Attributes:
+        calls: every call that came: its method and request.
+        request_ids: of the calls, in the same order.
+        is_silent: whether the agent never answers the hello.
+        has_hello: set when a hello has come.
+        refusals: by method, what to answer instead of doing it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.calls: list[tuple[str, Message]] = []
+        self.request_ids: list[str] = []
+        self.is_silent = False
+        self.has_hello = asyncio.Event()
+        self.refusals: dict[str, Refusal] = {}
+        self.agent_socket = str(directory / "agent.sock")
+        self.stream_sockets = tuple(str(directory / f"stream.{port}.sock") for port in range(PORTS))
+        self._ports: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
+        self._processes: dict[tuple[str, str], _Running] = {}
+        self._writers: list[asyncio.StreamWriter] = []
+        self._servers: list[asyncio.Server] = []
+        self._group = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        self._servers.append(await asyncio.start_unix_server(self._serve, self.agent_socket))
+        for port, path in enumerate(self.stream_sockets):
+
+            def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int = port) -> None:
+                self._writers.append(writer)
+                self._ports[port] = (reader, writer)
+
+            self._servers.append(await asyncio.start_unix_server(connected, path))
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.power_off()
+        await self._group.__aexit__(None, None, None)
+
+    def power_off(self) -> None:
+        """End it as a VM ends: at once, with all its processes and connections."""
+        for server in self._servers:
+            server.close()
+        for running in self._processes.values():
+            self._signal(running, signal.SIGKILL)
+            if running.child is None and not running.status.done():
+                running.status.cancel()
+        for writer in self._writers:
+            writer.close()
+
+    def methods(self) -> list[str]:
+        """Return which methods were called, in order."""
+        return [method for method, _ in self.calls]
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            hello = await reader.readexactly(len(HELLO) + NONCE_SIZE)
+            self.has_hello.set()
+            if self.is_silent:
+                await reader.read()
+                return
+            writer.write(b"left over from before" + HELLO_REPLY + hello[len(HELLO) :])
+            decoder = frames.Decoder()
+            while data := await reader.read(65536):
+                for frame in decoder.feed(data):
+                    self._group.create_task(self._answer(writer, frame))
+
+    async def _answer(self, writer: asyncio.StreamWriter, frame: frames.Frame) -> None:
+        request = frames.Request.decode(frame.payload or b"")
+        kind, handler = self._handlers()[request.method]
+        message = kind.decode(request.payload)
+        self.calls.append((request.method, message))
+        self.request_ids.append(next((pair.value for pair in request.metadata if pair.key == "request-id"), ""))
+        try:
+            if request.method in self.refusals:
+                raise self.refusals[request.method]
+            answer = frames.Response(payload=(await handler(message)).encode())
+        except Refusal as refusal:
+            answer = frames.Response(status=frames.Status(code=refusal.code, message=refusal.text))
+        except asyncio.CancelledError:
+            return
+        if not writer.is_closing():
+            writer.write(frames.encode(frame.stream, frames.RESPONSE, answer.encode()))
+
+    def _handlers(self) -> dict[str, tuple[type[Message], Callable[[Any], Awaitable[Message]]]]:
+        return {
+            "Check": (agent.CheckRequest, self._check),
+            "CreateSandbox": (agent.CreateSandboxRequest, self._nothing),
+            "DestroySandbox": (agent.Empty, self._nothing),
+            "CreateContainer": (agent.CreateContainerRequest, self._create),
+            "StartContainer": (agent.StartContainerRequest, self._start),
+            "ExecProcess": (agent.ExecProcessRequest, self._exec),
+            "SignalProcess": (agent.SignalProcessRequest, self._kill),
+            "WaitProcess": (agent.WaitProcessRequest, self._wait),
+            "TtyWinResize": (agent.TtyWinResizeRequest, self._nothing),
+        }
+
+    async def _check(self, _: agent.CheckRequest) -> agent.HealthCheckResponse:
+        return agent.HealthCheckResponse(status=agent.SERVING)
+
+    async def _nothing(self, _: Message) -> agent.Empty:
+        return agent.Empty()
+
+    async def _create(self, request: agent.CreateContainerRequest) -> agent.Empty:
+        if request.oci is None or request.oci.process is None:
+            raise Refusal(status.INVALID_ARGUMENT, "no process")
+        self._processes[request.container_id, request.container_id] = _Running(request, request.oci.process)
+        return agent.Empty()
+
+    async def _start(self, request: agent.StartContainerRequest) -> agent.Empty:
+        await self._run(self._processes[request.container_id, request.container_id])
+        return agent.Empty()
+
+    async def _exec(self, request: agent.ExecProcessRequest) -> agent.Empty:
+        if request.process is None:
+            raise Refusal(status.INVALID_ARGUMENT, "no process")
+        running = _Running(request, request.process)
+        self._processes[request.container_id, request.exec_id] = running
+        await self._run(running)
+        return agent.Empty()
+
+    async def _wait(self, request: agent.WaitProcessRequest) -> agent.WaitProcessResponse:
+        running = self._processes[request.container_id, request.exec_id]
+        return agent.WaitProcessResponse(status=await asyncio.shield(running.status))
+
+    async def _kill(self, request: agent.SignalProcessRequest) -> agent.Empty:
+        for (container_id, exec_id), running in self._processes.items():
+            if container_id == request.container_id and request.exec_id in ("", exec_id):
+                self._signal(running, request.signal)
+        return agent.Empty()
+
+    def _signal(self, running: _Running, number: int) -> None:
+        if running.child is None:
+            if not running.status.done():
+                running.status.set_result(128 + number)
+        elif running.child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.child.pid, number)
+
+    async def _run(self, running: _Running) -> None:
+        pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+        try:
+            running.child = await asyncio.create_subprocess_exec(
+                *running.spec.args,
+                stdin=pipe if running.stdin else null,
+                stdout=pipe if running.stdout else null,
+                stderr=pipe if running.stderr else asyncio.subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as err:
+            running.status.set_result(255)
+            raise Refusal(status.INTERNAL, f"executable file `{running.spec.args[0]}` not found") from err
+        self._group.create_task(self._see_through(running, running.child))
+
+    async def _see_through(self, running: _Running, child: asyncio.subprocess.Process) -> None:
+        feeder = self._group.create_task(self._feed(running.stdin, child.stdin)) if child.stdin else None
+        async with asyncio.TaskGroup() as pumps:
+            for stream, source in ((running.stdout, child.stdout), (running.stderr, child.stderr)):
+                if source is not None:
+                    pumps.create_task(self._drain(stream, source))
+        code = await child.wait()
+        if feeder is not None:
+            feeder.cancel()
+        running.status.set_result(code if code >= 0 else 128 - code)
+
+    async def _feed(self, stream: int, sink: asyncio.StreamWriter) -> None:
+        reader, _ = self._ports[port_of(stream)]
+        decoder = StreamDecoder(stream)
+        with contextlib.suppress(ConnectionError):
+            while not decoder.is_ended and (data := await reader.read(MAX_CHUNK)):
+                for payload in decoder.feed(data):
+                    sink.write(payload)
+                await sink.drain()
+            sink.close()
+
+    async def _drain(self, stream: int, source: asyncio.StreamReader) -> None:
+        _, writer = self._ports[port_of(stream)]
+        with contextlib.suppress(ConnectionError):
+            while data := await source.read(MAX_CHUNK):
+                writer.write(HEADER.pack(stream, len(data)) + data)
+                await writer.drain()
+            writer.write(HEADER.pack(stream, 0))
+            await writer.drain()
