@@ -253,12 +253,17 @@ class ShimStand:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        for client in self._clients:
-            client.close()
-        await self.delete()
-        await self.vms.end_vm()
-        await self.containerd.stop()
-        await self._stack.__aexit__(None, None, None)
+        try:
+            for client in self._clients:
+                client.close()
+            await self.delete()
+            await self.vms.end_vm()
+            await self.containerd.stop()
+            await self._stack.__aexit__(None, None, None)
+        finally:
+            self._remove_files()
+
+    def _remove_files(self) -> None:
         if self._log is not None:
             os.close(self._log)
         mounts.unmount_below(str(self.root))

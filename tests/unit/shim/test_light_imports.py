@@ -1,0 +1,90 @@
+"""What ``start`` and ``delete`` import: containerd waits for both, and for little else as often."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HEAVY = {
+    "asyncio", "dataclasses", "enum", "google.protobuf", "inspect", "json", "logging", "msgpack", "msgspec", "pathlib",
+    "re", "selectors", "socket", "structlog", "subprocess", "typing", "zmq",
+}  # fmt: skip
+
+# The program with the arguments that follow. The server says what was imported before it and ends; so does the caller.
+PROGRAM = """
+import sys
+before = set(sys.modules)
+import os
+
+def say(path):
+    with open(path, "w") as file:
+        file.write(" ".join(set(sys.modules) - before))
+
+class server:
+    def serve(launch, listener):
+        say("SERVER")
+        return 0
+
+sys.modules["procs.shim.server"] = server
+from procs.shim import cli
+status = cli.main()
+say("CALLER")
+sys.exit(status)
+"""
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="kt-", dir="/tmp"))
+    (path / "config.json").write_text(json.dumps({"process": {"args": ["true"]}}))
+    yield path
+    execute(path, "delete")
+    shutil.rmtree(path)
+
+
+def execute(root: Path, action: str) -> subprocess.CompletedProcess[bytes]:
+    flags = ["-namespace", "test", "-address", str(root / "c.sock"), "-id", root.name, "-bundle", str(root), action]
+    return subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            "-c",
+            PROGRAM.replace("SERVER", f"{root}/server").replace("CALLER", f"{root}/caller"),
+            *flags,
+        ],
+        cwd=root,
+        env={**os.environ, "PYKATA_RUN_DIR": str(root / "run")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+
+
+def test_delete_imports_nothing_heavy(root: Path) -> None:
+    done = execute(root, "delete")
+    assert (done.returncode, done.stderr) == (0, b"")
+    imported = set((root / "caller").read_text().split())
+    assert "procs.shim.cleanup" in imported
+    assert imported.isdisjoint(HEAVY)
+
+
+def test_start_imports_nothing_heavy_until_the_server_begins(root: Path) -> None:
+    os.mkfifo(root / "server")
+    done = execute(root, "start")
+    assert (done.returncode, done.stderr) == (0, b"")
+    server, caller = ((root / name).read_text().split() for name in ("server", "caller"))
+    assert "procs.shim.launch" in caller
+    assert HEAVY.isdisjoint(caller)
+    assert "procs.shim.launch" in server
+    assert (HEAVY - {"enum"}).isdisjoint(server), "signal makes enums, and asyncio imports it next"

@@ -1,0 +1,100 @@
+"""What of the OCI configuration goes to the guest, and what is shared for it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from common.errors import UsageError
+from common.protocols import oci
+from procs.shim import spec
+
+SHARED = "/run/kata-containers/shared/containers/c1"
+
+CONFIG: dict[str, Any] = {
+    "ociVersion": "1.0.2",
+    "process": {"args": ["sh"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
+    "root": {"path": "rootfs", "readonly": True},
+    "hooks": {"prestart": [{"path": "/bin/hook"}]},
+    "mounts": [
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+        {"destination": "/etc/hosts", "type": "bind", "source": "/var/lib/hosts", "options": ["rbind", "ro"]},
+        {"destination": "/dev/fuse", "type": "bind", "source": "/dev/fuse", "options": ["bind"]},
+        {"destination": "/data", "type": "none", "source": "/data", "options": ["bind", "rw"]},
+    ],
+    "linux": {
+        "cgroupsPath": "system.slice:cri-containerd:c1",
+        "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"},
+        "devices": [{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}],
+        "namespaces": [
+            {"type": "pid"},
+            {"type": "ipc", "path": "/proc/1/ns/ipc"},
+            {"type": "network", "path": "/run/netns/x"},
+            {"type": "cgroup"},
+            {"type": "time"},
+            {"type": "mount"},
+        ],
+        "resources": {
+            "devices": [{"allow": False}],
+            "pids": {"limit": 10},
+            "memory": {"limit": 1 << 20},
+            "cpu": {"shares": 1024, "cpus": "0-1", "mems": "0"},
+        },
+        "maskedPaths": ["/proc/kcore"],
+    },
+}
+
+
+def cut() -> tuple[dict[str, Any], list[spec.HostMount]]:
+    return spec.for_guest(copy.deepcopy(CONFIG), "c1")
+
+
+def test_what_is_about_the_host_is_cut() -> None:
+    told, _ = cut()
+    linux = told["linux"]
+    assert "hooks" not in told
+    assert "seccomp" not in linux
+    assert "devices" not in linux
+    assert linux["cgroupsPath"] == "/c1"
+    assert linux["namespaces"] == [{"type": "pid"}, {"type": "ipc"}, {"type": "mount"}]
+    assert linux["resources"] == {"memory": {"limit": 1 << 20}, "cpu": {"shares": 1024}}
+
+
+def test_what_is_about_the_container_stays() -> None:
+    told, _ = cut()
+    assert told["process"] == CONFIG["process"]
+    assert told["root"] == {"path": f"{SHARED}/rootfs", "readonly": True}
+    assert told["linux"]["maskedPaths"] == ["/proc/kcore"]
+    assert oci.from_json(oci.Spec, told).root == oci.Root(path=f"{SHARED}/rootfs", readonly=True)
+
+
+def test_host_paths_are_shared_and_the_kernels_are_the_guests_own() -> None:
+    told, shared = cut()
+    assert [mount["source"] for mount in told["mounts"]] == [
+        "proc",
+        f"{SHARED}/mounts/0",
+        "/dev/fuse",
+        f"{SHARED}/mounts/1",
+    ]
+    assert shared == [
+        spec.HostMount(name="mounts/0", source="/var/lib/hosts", is_recursive=True, is_readonly=True),
+        spec.HostMount(name="mounts/1", source="/data", is_recursive=False, is_readonly=False),
+    ]
+
+
+def test_the_given_configuration_is_not_changed() -> None:
+    given = copy.deepcopy(CONFIG)
+    spec.for_guest(given, "c1")
+    assert given == CONFIG
+
+
+def test_a_configuration_without_a_process_is_refused() -> None:
+    with pytest.raises(UsageError, match="container c1 has no process"):
+        spec.for_guest({"ociVersion": "1.0.2"}, "c1")
+
+
+def test_a_bare_configuration_is_enough() -> None:
+    told, shared = spec.for_guest({"process": {}}, "c1")
+    assert (told["mounts"], shared) == ([], [])
