@@ -10,6 +10,7 @@ The client is synchronous and knows no more than the wire formats, so that a tes
 
 from __future__ import annotations
 
+import bisect
 import json
 import os
 import shutil
@@ -20,7 +21,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from common import guest_cmdline
-from common.channel import AGENT_PORT, HEADER, HELLO, HELLO_REPLY, NONCE_SIZE, STREAM_PORT, StreamDecoder, stream_number
+from common.channel import (
+    AGENT_PORT,
+    HEADER,
+    HELLO,
+    HELLO_REPLY,
+    NONCE_SIZE,
+    STREAM_PORT,
+    StreamDecoder,
+    port_of,
+    stream_number,
+)
 from common.protobuf import Message
 from common.protocols.agent import AGENT_SERVICE, SHARE_TAG
 from common.ttrpc import frames
@@ -52,12 +63,12 @@ class GuestVm:
         share: a host directory that :meth:`plug_share` shows to the guest.
     """
 
-    def __init__(self, vmlinux: Path, initrd: Path, *, streams: int = 6, parameters: str = "") -> None:
+    def __init__(self, vmlinux: Path, initrd: Path, *, streams: int = 8, parameters: str = "") -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="kt-", dir="/tmp"))  # socket paths must be short
         self.share = self._directory / "share"
         self.share.mkdir()
         self._generation = 0
-        self._streams = streams
+        self._free_ports = list(range(streams))
         self._command = self._qemu(vmlinux, initrd, parameters)
         self._processes: list[subprocess.Popen[bytes]] = []
 
@@ -91,10 +102,15 @@ class GuestVm:
             client.say_hello()
         return client
 
-    def stream(self, port: int) -> Stream:
-        """Begin a new use of a stream port."""
+    def stream(self) -> Stream:
+        """Begin a use of the lowest port that is free.
+
+        Raises:
+            IndexError: none is free.
+        """
+        port = self._free_ports.pop(0)
         self._generation += 1
-        return Stream(self._open(f"stream{port}"), stream_number(self._generation, port))
+        return Stream(self._open(f"stream{port}"), stream_number(self._generation, port), self._free_ports)
 
     def plug_share(self) -> None:
         """Hot-plug the share directory as a virtio-fs device."""
@@ -130,7 +146,7 @@ class GuestVm:
         return connection
 
     def _qemu(self, vmlinux: Path, initrd: Path, parameters: str) -> list[str]:
-        ports = {"agent": AGENT_PORT, **{f"stream{n}": f"{STREAM_PORT}{n}" for n in range(self._streams)}}
+        ports = {"agent": AGENT_PORT, **{f"stream{n}": f"{STREAM_PORT}{n}" for n in self._free_ports}}
         return [
             "qemu-system-x86_64", "-M", "q35,memory-backend=mem", "-accel", "tcg", "-cpu", "max,la57=off", "-smp", "1",
             "-m", _MEMORY, "-object", f"memory-backend-memfd,id=mem,size={_MEMORY},share=on",
@@ -224,16 +240,17 @@ class AgentClient:
 class Stream:
     """The host's end of one use of a stream port."""
 
-    def __init__(self, connection: socket.socket, number: int) -> None:
+    def __init__(self, connection: socket.socket, number: int, free_ports: list[int]) -> None:
         self.socket = connection
         self.number = number
+        self._free_ports = free_ports
         self._decoder = StreamDecoder(number)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
+    def close(self) -> None:
+        """Close the host's end and give the port back; once."""
+        if self.socket.fileno() >= 0:
+            self.socket.close()
+            bisect.insort(self._free_ports, port_of(self.number))
 
     def write(self, payload: bytes) -> None:
         """Send a frame; an empty one is the end."""

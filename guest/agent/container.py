@@ -14,7 +14,7 @@ from __future__ import annotations
 import posix
 
 from common import status
-from common.protocols.agent import Empty
+from common.protocols.agent import Empty, WaitProcessResponse
 from common.protocols.oci import Linux, LinuxNamespace, to_json
 from guest.agent.files import make_directories, read_text, remove_directory, write_text
 from guest.agent.json_text import dumps
@@ -81,6 +81,8 @@ class Container:
 
         def on_started(error: str) -> None:
             remove_directory(directory)
+            if error:
+                self._forget(exec_id)
             _answer_start(call, error)
 
         started.start(directory, ["exec", "--process", f"{directory}/process.json", self.id], on_started)
@@ -110,10 +112,18 @@ class Container:
             for pid in read_text(f"{self._cgroup}/cgroup.procs").split():
                 posix.kill(int(pid), number)
 
-    def forget(self, exec_id: str) -> None:
-        """Forget an exec that has ended and been waited for; its id may be used again."""
-        if exec_id not in ("", self.id):
-            self._processes.pop(exec_id, None)
+    def wait(self, exec_id: str, call: Call) -> None:
+        """Answer when a process has ended. An exec that has been waited for is forgotten: its id may be used again.
+
+        Raises:
+            RpcError: there is no such process.
+        """
+
+        def on_settled(exit_status: int) -> None:
+            call.reply(WaitProcessResponse(status=exit_status))
+            self._forget(exec_id)
+
+        self.process(exec_id).wait(on_settled)
 
     def kill(self, when_empty: Callable[[str], None]) -> None:
         """Kill every process; call back with our id when the last one is gone."""
@@ -131,6 +141,10 @@ class Container:
 
         arguments = ["delete", "--force", self.id]
         self.kill(lambda _id: self._guest.crun.spawn(self._directory, arguments, [self._guest.null] * 3, on_deleted))
+
+    def _forget(self, exec_id: str) -> None:
+        if exec_id not in ("", self.id):
+            self._processes.pop(exec_id, None)
 
     def _on_exit(self) -> None:
         if all(process.state == EXITED for process in self._processes.values()):

@@ -15,7 +15,6 @@ from __future__ import annotations
 import posix
 
 from common import status
-from common.protocols.agent import WaitProcessResponse
 from guest.agent.files import read_text
 from guest.agent.rpc import RpcError
 from guest.agent.signals import SIGKILL, SIGTERM
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from guest.agent.crun import Crun
     from guest.agent.reactor import Reactor
     from guest.agent.reaper import Reaper
-    from guest.agent.rpc import Call
     from guest.agent.streams import StreamPorts
     from guest.agent.terminal import ConsoleSocket
 
@@ -75,7 +73,7 @@ class Process:
         self._terminal = -1
         self._input: Input | None = None
         self._outputs: list[Output] = []
-        self._waiters: list[Call] = []
+        self._waiters: list[Callable[[int], None]] = []
         self._signals: list[int] = []
 
     def start(self, directory: str, arguments: list[str], on_started: Callable[[str], None]) -> None:
@@ -141,9 +139,9 @@ class Process:
         self._size = min(rows, _MAX_SIZE), min(columns, _MAX_SIZE)
         self._apply_size()
 
-    def wait(self, call: Call) -> None:
-        """Answer a call when it has ended and its output has been taken."""
-        self._waiters.append(call)
+    def wait(self, on_settled: Callable[[int], None]) -> None:
+        """Call back with the exit status when it has ended and its output has been taken."""
+        self._waiters.append(on_settled)
         self._answer_waiters()
 
     @property
@@ -232,5 +230,5 @@ class Process:
     def _answer_waiters(self) -> None:
         if self.is_settled:
             waiters, self._waiters = self._waiters, []
-            for call in waiters:
-                call.reply(WaitProcessResponse(status=self._status))
+            for on_settled in waiters:
+                on_settled(self._status)

@@ -122,7 +122,7 @@ class Service:
 
     def wait_process(self, request: messages.WaitProcessRequest, call: Call) -> None:
         """Answer when a process has ended."""
-        self._sandbox.container(request.container_id).process(request.exec_id).wait(call)
+        self._sandbox.container(request.container_id).wait(request.exec_id, call)
 
     def tty_win_resize(self, request: messages.TtyWinResizeRequest, _call: Call) -> messages.Empty:
         """Set the size of a process's terminal."""
