@@ -7,6 +7,7 @@
 ``names``        ids and socket paths
 ``record``       who serves a sandbox: the lock on its directory, ``shim.json``
 ---------------  ------------------------------------------------------------------------------------------------------
+``order``        the request for the VM, before all else is imported
 ``server``       the process: boot task, Task API, events, the end
 ``sandbox``      the VM: boot, agent, share; its death and its destruction
 ``agent``        the connection to the guest's agent

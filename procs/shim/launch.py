@@ -177,13 +177,26 @@ def _become_server(launch: Launch, listener: _Socket, writer: int) -> None:
             os.chdir("/")
             os.write(writer, str(os.getpid()).encode())
             os.close(writer)
-            from procs.shim.server import serve
-
-            status = serve(launch, listener.detach())
+            status = _serve(launch, listener)
         else:
             status = 0
     finally:
         os._exit(status)
+
+
+def _serve(launch: Launch, listener: _Socket) -> int:
+    """Ask for the VM, and only then import what serves (:mod:`procs.shim.order`)."""
+    from common.errors import KataError
+    from procs.shim.order import Order
+
+    order: Order | KataError
+    try:
+        order = Order(launch)
+    except KataError as err:
+        order = err
+    from procs.shim.server import serve
+
+    return serve(launch, order, listener.detach())
 
 
 def _ignore_signals() -> None:

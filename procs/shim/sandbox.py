@@ -18,23 +18,19 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from common import config as configuration
 from common import log
 from common.errors import GuestError, KataError, UnavailableError
 from common.linux import identity
 from common.services import device, vmm
+from procs.shim.order import CREATE_TIMEOUT_S, HYPERVISOR, Order
 
 if TYPE_CHECKING:
     from common.bus.client import BusClient
     from common.config import KataConfig
     from common.services.vmm import Vm
     from procs.shim.agent import Agent
-    from procs.shim.launch import Launch
     from procs.shim.streams import StreamPorts
 
-HYPERVISOR = "qemu"
-
-CREATE_TIMEOUT_S = 20
 DESTROY_TIMEOUT_S = 5
 DESCRIBE_TIMEOUT_S = 2
 DEVICE_TIMEOUT_S = 20
@@ -72,12 +68,12 @@ class Sandbox:
         is_shareable: set when file systems may be mounted for the guest.
     """
 
-    def __init__(self, launch: Launch, bus: BusClient, wanted_config: str) -> None:
-        self.sandbox_id = launch.sandbox_id
+    def __init__(self, sandbox_id: str, order: Order | KataError, bus: BusClient) -> None:
+        self.sandbox_id = sandbox_id
         self.is_gone = asyncio.Event()
         self.is_shareable = asyncio.Event()
         self._bus = bus
-        self._wanted_config = wanted_config
+        self._order = order
         self._vm: Vm | None = None
         self._agent: Agent | None = None
         self._guest: Guest | None = None
@@ -85,15 +81,23 @@ class Sandbox:
         self._boot: asyncio.Task[None] | None = None
         self._failure: KataError | None = None
         self._is_booted = asyncio.Event()
-        self._is_asked_for = False
         self._is_stopping = False
         self._is_stopped = asyncio.Event()
 
     async def boot(self) -> None:
         """Start the VM and make the guest ready for containers. A failure is kept for :meth:`wait_booted`."""
         self._boot = asyncio.current_task()
+        request = self._order.early.request_id if isinstance(self._order, Order) else ""
+        with log.bound(request=request):
+            await self._boot_or_fail()
+        if self._failure:
+            await self.stop()
+
+    async def _boot_or_fail(self) -> None:
         try:
-            self._guest = await self._run_phases()
+            if isinstance(self._order, KataError):
+                raise self._order
+            self._guest = await self._run_phases(self._order)
             _log.info("sandbox booted", vmm_pid=self._guest.pid)
         except KataError as err:
             self._failure = await self._explain(err)
@@ -104,8 +108,6 @@ class Sandbox:
         finally:
             self._is_booted.set()
             self.is_shareable.set()
-        if self._failure:
-            await self.stop()
 
     async def wait_shareable(self) -> None:
         """Wait until file systems may be mounted for the guest, which may not have booted yet.
@@ -138,12 +140,11 @@ class Sandbox:
                 self._is_stopped.set()
         await self._is_stopped.wait()
 
-    async def _run_phases(self) -> Guest:
-        config = self._configure()
+    async def _run_phases(self, order: Order) -> Guest:
+        config = order.config
+        self._tell_configuration(config)
         self._enter("starting the VM")
-        self._is_asked_for = True
-        wish = vmm.CreateVm(sandbox_id=self.sandbox_id, config=config.qemu)
-        vm = await self._bus.call(vmm.service_name(HYPERVISOR), vmm.CREATE_VM, wish, timeout_s=CREATE_TIMEOUT_S)
+        vm = await self._create_vm(order)
         self._watch(vm)
         self._enter("preparing the share")
         self._prepare()
@@ -166,13 +167,18 @@ class Sandbox:
         _log.info("sandbox phase", phase=phase)
         self._phase = phase
 
-    def _configure(self) -> KataConfig:
-        path = configuration.find(self._wanted_config or os.environ.get("KATA_CONF_FILE", ""))
-        config = configuration.load(path)
+    def _tell_configuration(self, config: KataConfig) -> None:
         _log.info("configuration", path=config.source)
         if config.ignored:
             _log.warning("configuration keys ignored", path=config.source, keys=list(config.ignored))
-        return config
+
+    async def _create_vm(self, order: Order) -> Vm:
+        """Ask for the VM again, now that the answer can be waited for."""
+        service, call_id = vmm.service_name(HYPERVISOR), order.early.call_id
+        try:
+            return await self._bus.call(service, vmm.CREATE_VM, order.wish, timeout_s=CREATE_TIMEOUT_S, call_id=call_id)
+        finally:
+            order.early.close()
 
     def _watch(self, vm: Vm) -> None:
         """Learn of the VMM's end from the kernel."""
@@ -266,7 +272,7 @@ class Sandbox:
             await self._is_booted.wait()
         if self._agent is not None:
             await self._stop_guest(self._agent)
-        if self._is_asked_for:
+        if isinstance(self._order, Order):
             await self._destroy_vm()
         from common import paths
         from common.linux import mounts

@@ -1,16 +1,10 @@
-"""The shim's own process: from the fork in ``start`` to its exit.
-
-What is imported decides when the VM starts, so the order is: what the request for the VM needs; the request; the rest,
-in a thread, while the manager and then the guest are at work.
-"""
+"""The shim's own process: serving, from the request for the VM to the exit."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
 import io
 import os
-import secrets
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -18,15 +12,18 @@ from typing import TYPE_CHECKING
 
 from common import log, paths
 from common.bus.client import BusClient
-from common.protobuf import DecodeError
-from common.protocols.task import Any, RuntimeOptions
+from common.ttrpc.server import TtrpcServer
 from procs.shim.cleanup import remove_tree
+from procs.shim.events import EventSender
 from procs.shim.sandbox import Sandbox
+from procs.shim.service import TaskService
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from common.errors import KataError
     from procs.shim.launch import Launch
+    from procs.shim.order import Order
 
 
 class _ShutDownError(Exception):
@@ -47,15 +44,21 @@ class _LogPipe(io.RawIOBase):
         return len(memoryview(line))
 
 
-def serve(launch: Launch, listener_fd: int) -> int:
-    """Serve the sandbox until containerd shuts the shim down; return the exit status."""
+def serve(launch: Launch, order: Order | KataError, listener_fd: int) -> int:
+    """Serve the sandbox until containerd shuts the shim down; return the exit status.
+
+    Args:
+        launch: what ``start`` was told.
+        order: the VM that was asked for, or why it could not be.
+        listener_fd: where containerd connects.
+    """
     lines = io.TextIOWrapper(_LogPipe(), write_through=True)  # type: ignore[type-var]  # typeshed wants `name`
     log.configure("shim", stream=lines, is_debug=launch.is_debug)
     with socket.socket(fileno=listener_fd) as listener, log.bound(sandbox=launch.sandbox_id):
         listener.setblocking(False)
         status = 0
         try:
-            asyncio.run(_serve(launch, listener))
+            asyncio.run(_serve(launch, order, listener))
         except* _ShutDownError:
             log.get().info("shim ends")
         except* Exception:  # noqa: BLE001 - the boundary of the process: containerd notices, and calls `delete`
@@ -64,16 +67,10 @@ def serve(launch: Launch, listener_fd: int) -> int:
     return status
 
 
-async def _serve(launch: Launch, listener: socket.socket) -> None:
+async def _serve(launch: Launch, order: Order | KataError, listener: socket.socket) -> None:
     async with BusClient() as bus, asyncio.TaskGroup() as group:
-        sandbox = Sandbox(launch, bus, _wanted_config(launch.options))
-        with log.bound(request=secrets.token_hex(8)):
-            group.create_task(sandbox.boot())
-        await asyncio.to_thread(importlib.import_module, "procs.shim.service")
-        from common.ttrpc.server import TtrpcServer
-        from procs.shim.events import EventSender
-        from procs.shim.service import TaskService
-
+        sandbox = Sandbox(launch.sandbox_id, order, bus)
+        group.create_task(sandbox.boot())
         sender = EventSender(os.environ.get("TTRPC_ADDRESS", ""), launch.namespace)
         group.create_task(sender.run())
         service = TaskService(sandbox, sender, group)
@@ -82,17 +79,6 @@ async def _serve(launch: Launch, listener: socket.socket) -> None:
         await service.is_shut_down.wait()
         _leave(launch)
         raise _ShutDownError
-
-
-def _wanted_config(options: bytes) -> str:
-    """Return the configuration file that the runtime's options name, if they are options of ours and name one."""
-    try:
-        wrapped = Any.decode(options)
-        if wrapped.type_url == RuntimeOptions.TYPE_URL:
-            return RuntimeOptions.decode(wrapped.value).config_path
-    except DecodeError as err:
-        log.get().warning("runtime options ignored", error=str(err))
-    return ""
 
 
 def _leave(launch: Launch) -> None:
