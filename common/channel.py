@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 AGENT_PORT = "kata.agent"
 STREAM_PORT = "kata.stream."
-STREAM_PORTS = 30
-"""Stream ports of a VM: a virtio-serial bus has 31 ports, port 0 is reserved for a console, and one is the agent's
-(virtio 1.2, 5.3; QEMU's ``max_ports``)."""
+STREAM_PORTS = 29
+"""Stream ports of a VM: QEMU's virtio-serial bus numbers 31 ports from 0, which is reserved for a console, and one is
+the agent's."""
 
 HELLO = b"KATA-HI1"
 HELLO_REPLY = b"KATA-OK1"

@@ -45,7 +45,7 @@ def configure(process: str, *, stream: TextIO | None = None, is_debug: bool = Fa
         level=logging.DEBUG if is_debug else logging.INFO, format="%(message)s", handlers=handlers, force=True
     )
     logging.getLogger("asyncio").setLevel(logging.WARNING)
-    logging.getLogger("qemu.qmp").setLevel(logging.ERROR)
+    logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # what fails there is our error too
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

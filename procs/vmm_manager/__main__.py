@@ -1,0 +1,41 @@
+"""``kata-vmm-manager --hypervisor qemu``: run under supervisord, one per kind of hypervisor."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+
+from common.bus import service
+from common.bus.events import Publisher
+from common.bus.server import BusServer
+from common.services.vmm import service_name
+from common.workers import Workers
+from procs.vmm_manager.drivers.qemu.driver import QemuDriver
+from procs.vmm_manager.registry import Registry
+from procs.vmm_manager.service import VmmService
+
+DRIVERS = {driver.name: driver for driver in (QemuDriver,)}
+
+
+def main() -> int:
+    """Run until a signal; return the exit code."""
+    parser = argparse.ArgumentParser(prog="kata-vmm-manager", description="Runs the VMs of pykata's sandboxes.")
+    parser.add_argument("--hypervisor", choices=DRIVERS, default="qemu", help="which kind of VM (default: qemu)")
+    parser.add_argument("--debug", action="store_true", help="log more")
+    arguments = parser.parse_args()
+
+    async def serve() -> None:
+        name = service_name(arguments.hypervisor)
+        server = BusServer(name, gauges=lambda: {"vms": float(len(registry.vms()))})
+        async with server, Publisher(name) as publisher, Workers() as workers:
+            registry = Registry(DRIVERS[arguments.hypervisor](), publisher, workers)
+            await registry.recover()
+            VmmService(registry).register(server)
+            await asyncio.Event().wait()
+
+    return service.run("kata-vmm-manager", serve, is_debug=arguments.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

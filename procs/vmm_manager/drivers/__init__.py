@@ -1,0 +1,78 @@
+"""What a hypervisor must be able to do for us; one folder per hypervisor below.
+
+A driver starts VMs and takes over running ones; a machine is one VM. What only some hypervisors can do is said by
+:class:`Capabilities`, as data, so that no caller asks which hypervisor it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from common.config import QemuConfig
+    from common.services.vmm import AddDevice, PresentDevice, Vm
+    from common.workers import Workers
+    from procs.vmm_manager.record import VmRecord
+
+TAIL_SIZE = 4096
+"""Bytes of a log or console that are shown to people."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a hypervisor can do.
+
+    Attributes:
+        has_file_sharing: virtio-fs can be hot-plugged.
+        hotplug_buses: how many devices can be plugged at a time.
+    """
+
+    has_file_sharing: bool
+    hotplug_buses: int
+
+
+class Machine(Protocol):
+    """One running VM."""
+
+    @property
+    def vm(self) -> Vm:
+        """What callers are told of it."""
+
+    async def add_device(self, request: AddDevice) -> str:
+        """Plug a device; return the hypervisor's id, whose entry is then in the record."""
+
+    async def remove_device(self, hypervisor_id: str) -> None:
+        """Ask the guest to let a device go; returns when the request is accepted."""
+
+    async def present_devices(self) -> list[PresentDevice]:
+        """Return the hypervisor's own list of hot-plugged devices."""
+
+    async def runstate(self) -> str:
+        """Return the hypervisor's word for the VM's state, for example ``running``."""
+
+    async def console_tail(self) -> str:
+        """Return the last of what the guest printed, made safe to show."""
+
+    def log_tail(self) -> str:
+        """Return the last of what the VMM itself printed."""
+
+    async def wait_end(self) -> None:
+        """Wait until the VMM is gone."""
+
+
+class Driver(Protocol):
+    """One kind of hypervisor."""
+
+    name: str
+    capabilities: Capabilities
+
+    async def start(
+        self, record: VmRecord, config: QemuConfig, workers: Workers, on_removed: Callable[[str], None]
+    ) -> Machine:
+        """Start a VM in the record's directory and cgroup; leaves nothing behind if it fails."""
+
+    async def adopt(self, record: VmRecord, workers: Workers, on_removed: Callable[[str], None]) -> Machine | None:
+        """Take over the VM of a record; None if its VMM is gone."""

@@ -1,0 +1,114 @@
+"""QEMU's command line. Pure: a description in, arguments out.
+
+Decisions that are visible here:
+
+- *Console.* The guest may print for ever, so its serial port ends in a ring buffer inside QEMU and not in a file. A
+  guest that panics or resets leaves QEMU paused (``-action``), so that the buffer can still be read; then the manager
+  ends QEMU.
+- *Sockets* are named relative to QEMU's working directory, the VM's own: a sandbox id may have 76 characters and a
+  Unix socket's path 107 bytes (unix(7)).
+- *Hotplug buses* are PCIe root ports at fixed addresses, so that the guest's path of a device is known: ``04/00`` is
+  slot 0 behind the port at slot 4. pcie.0 itself takes no hotplug (docs/pcie.txt in QEMU).
+- *RAM* is a shared memfd, since virtiofsd maps the guest's pages.
+
+Sources: qemu(1); QEMU's docs/interop/vhost-user.rst for the memory; tests on 7.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from common import guest_cmdline
+from common.channel import AGENT_PORT, STREAM_PORT, STREAM_PORTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from common.config import QemuConfig
+
+AGENT_SOCKET = "agent"
+QMP_SOCKET = "qmp"
+CONSOLE = "console"
+CONSOLE_SIZE = 64 << 10
+"""Bytes of console that are kept; QEMU wants a power of two."""
+
+HOTPLUG_BUSES = ("port0", "port1")
+_FIRST_PORT_SLOT = 4
+_SERIAL_SLOT = 3
+
+_CPU = {"kvm": "host", "tcg": "max,la57=off"}
+"""Under emulation every page walk is work: la57=off saves the fifth level of page tables."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QemuCommand:
+    """What distinguishes one QEMU from another.
+
+    Attributes:
+        sandbox_id: shown as the VM's name.
+        config: ``[hypervisor.qemu]``.
+        accelerator: ``kvm`` or ``tcg``.
+        qmp_fd: listening socket that QEMU inherits; we may connect before it runs.
+    """
+
+    sandbox_id: str
+    config: QemuConfig
+    accelerator: str
+    qmp_fd: int
+
+    def argv(self) -> list[str]:
+        """Return the arguments, program first."""
+        return [self.config.path, *self._machine(), *self._boot(), *self._console(), *self._channel(), *self._buses()]
+
+    def _machine(self) -> Iterator[str]:
+        config = self.config
+        yield from ("-name", f"{escaped(self.sandbox_id)},debug-threads=on")
+        yield from ("-machine", f"{config.machine_type},accel={self.accelerator},memory-backend=ram,vmport=off")
+        yield from ("-object", f"memory-backend-memfd,id=ram,size={config.default_memory}M,share=on")
+        yield from ("-m", f"{config.default_memory}M", "-smp", str(config.default_vcpus))
+        yield from ("-cpu", _CPU[self.accelerator])
+        yield from ("-nodefaults", "-no-user-config", "-display", "none")
+        yield from ("-action", "reboot=shutdown,shutdown=pause,panic=pause")
+        if config.seccompsandbox:
+            yield from ("-sandbox", config.seccompsandbox)
+
+    def _boot(self) -> Iterator[str]:
+        yield from ("-kernel", self.config.kernel, "-initrd", self.config.initrd)
+        yield from ("-append", guest_cmdline.parameters(self.config.kernel_params))
+
+    def _console(self) -> Iterator[str]:
+        yield from ("-chardev", f"ringbuf,id={CONSOLE},size={CONSOLE_SIZE}", "-serial", f"chardev:{CONSOLE}")
+        yield from (
+            "-chardev",
+            f"socket,id=qmp,fd={self.qmp_fd},server=on,wait=off",
+            "-mon",
+            "chardev=qmp,mode=control",
+        )
+
+    def _channel(self) -> Iterator[str]:
+        yield from ("-device", f"virtio-serial-pci,id=serial,bus=pcie.0,addr={_SERIAL_SLOT:#x},max_ports=31")
+        ports = [(AGENT_SOCKET, AGENT_PORT), *((stream_socket(n), f"{STREAM_PORT}{n}") for n in range(STREAM_PORTS))]
+        for number, (socket, name) in enumerate(ports, start=1):
+            yield from ("-chardev", f"socket,id={socket},path={socket},server=on,wait=off")
+            yield from ("-device", f"virtserialport,bus=serial.0,nr={number},chardev={socket},name={name}")
+
+    def _buses(self) -> Iterator[str]:
+        for number, bus in enumerate(HOTPLUG_BUSES):
+            slot = _FIRST_PORT_SLOT + number
+            yield from ("-device", f"pcie-root-port,id={bus},bus=pcie.0,chassis={number + 1},addr={slot:#x}")
+
+
+def stream_socket(port: int) -> str:
+    """Return the name of a stream port's socket in the VM's directory."""
+    return f"stream{port}"
+
+
+def pci_path(bus: str) -> str:
+    """Return the guest's path of the device on a hotplug bus, slots in hexadecimal from the root bus."""
+    return f"{_FIRST_PORT_SLOT + HOTPLUG_BUSES.index(bus):02x}/00"
+
+
+def escaped(value: str) -> str:
+    """Return a value as it may stand in an option list: QEMU ends a value at a comma and reads two as one."""
+    return value.replace(",", ",,")

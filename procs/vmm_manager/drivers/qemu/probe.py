@@ -1,0 +1,111 @@
+"""Whether KVM works here, found out by booting something.
+
+``/dev/kvm`` may open, create VMs and vCPUs, and still be useless: there are hosts on which stock kernels hang. So the
+probe boots the guest's own kernel without a root file system and waits for the panic at the end of its boot; it fails
+if QEMU gives up or the console stays silent for :data:`SILENCE_S`. The verdict holds for one boot of the host and is
+kept in ``probe.json``. Without KVM the VM runs in software emulation (TCG): slow, and supported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from common import log, paths
+from common.linux import identity
+
+if TYPE_CHECKING:
+    from common.config import QemuConfig
+
+SILENCE_S = 5.0
+_REACHED_THE_END = b"Unable to mount root fs"
+_KERNEL_PARAMETERS = "console=ttyS0 earlyprintk=ttyS0 panic=-1"
+_KVM = Path("/dev/kvm")
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What the probe found.
+
+    Attributes:
+        boot_id: the host's boot that it holds for.
+        accelerator: ``kvm`` or ``tcg``.
+        reason: why, for people.
+    """
+
+    boot_id: str
+    accelerator: str
+    reason: str
+
+
+class Probe:
+    """Finds the verdict once, however many ask."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._verdict: Verdict | None = None
+
+    async def accelerator(self, config: QemuConfig) -> str:
+        """Return ``kvm`` or ``tcg``."""
+        async with self._lock:
+            if self._verdict is None:
+                self._verdict = _remembered() or await self._find(config)
+        return self._verdict.accelerator
+
+    async def _find(self, config: QemuConfig) -> Verdict:
+        reason = await _boot_under_kvm(config) if _KVM.exists() else "there is no /dev/kvm"
+        verdict = Verdict(
+            boot_id=identity.boot_id(),
+            accelerator="tcg" if reason else "kvm",
+            reason=reason or "the guest's kernel booted",
+        )
+        log.get().info("accelerator chosen", accelerator=verdict.accelerator, reason=verdict.reason)
+        _file().write_bytes(msgspec.json.encode(verdict))
+        return verdict
+
+
+def _file() -> Path:
+    return Path(paths.run_dir()) / "probe.json"
+
+
+def _remembered() -> Verdict | None:
+    try:
+        verdict = msgspec.json.decode(_file().read_bytes(), type=Verdict)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
+    return verdict if verdict.boot_id == identity.boot_id() else None
+
+
+async def _boot_under_kvm(config: QemuConfig) -> str:
+    """Boot the kernel to its end; return why that failed, or nothing."""
+    qemu = await asyncio.create_subprocess_exec(
+        config.path,
+        *("-machine", f"{config.machine_type},accel=kvm", "-cpu", "host", "-m", "256M"),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"),
+        *("-kernel", config.kernel, "-append", _KERNEL_PARAMETERS),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert qemu.stdout is not None
+    seen = b""
+    try:
+        while _REACHED_THE_END not in seen:
+            async with asyncio.timeout(SILENCE_S):
+                chunk = await qemu.stdout.read(4096)
+            if not chunk:
+                return f"QEMU gave up under KVM: {_last_line(seen)}"
+            seen = (seen + chunk)[-8192:]
+    except TimeoutError:
+        return f"a guest hung under KVM after: {_last_line(seen) or 'nothing at all'}"
+    finally:
+        if qemu.returncode is None:
+            qemu.kill()
+        await qemu.wait()
+    return ""
+
+
+def _last_line(data: bytes) -> str:
+    return data.decode("utf-8", "replace").strip().rsplit("\n", 1)[-1].strip()

@@ -1,0 +1,78 @@
+"""``vm.json``: what must be known of a VM to take it over after a restart.
+
+Written before the VMM is started (``vm`` is None then: a half-made VM, to be killed by its cgroup) and after each
+change, always as a whole: temporary file, fsync, rename. It lies in the run directory, which does not outlive a boot.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from common import paths
+from common.config import QemuConfig
+from common.services.vmm import AddedDevice, ShareSpec, Vm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A device that this manager plugged.
+
+    Attributes:
+        bus: the hotplug bus it is on.
+        pci_path: where the guest finds it.
+        spec: what was asked for.
+    """
+
+    bus: str
+    pci_path: str
+    spec: ShareSpec
+
+
+class VmRecord(msgspec.Struct, kw_only=True):
+    """A VM on disk.
+
+    Attributes:
+        sandbox_id: whose VM.
+        vm: what callers are told, or None while it is being started.
+        config: what it was started with.
+        next_device: number of the next device; only ever grows, so that no id is used twice in one VM.
+        devices: by the hypervisor's id.
+    """
+
+    sandbox_id: str
+    vm: Vm | None = None
+    config: QemuConfig | None = None
+    next_device: int = 1
+    devices: dict[str, DeviceRecord] = {}
+
+    def save(self) -> None:
+        """Write the record so that a reader sees the old one or the new one."""
+        directory = Path(paths.vm_dir(self.sandbox_id))
+        temporary = directory / "vm.json.new"
+        with temporary.open("wb") as file:
+            file.write(msgspec.json.encode(self))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(directory / "vm.json")
+
+
+def load_all() -> Iterator[VmRecord]:
+    """Yield the record of every VM of this host; one that cannot be read counts as half-made."""
+    for file in sorted(Path(paths.sandboxes_dir()).glob("*/vm/vm.json")):
+        try:
+            yield msgspec.json.decode(file.read_bytes(), type=VmRecord)
+        except FileNotFoundError:
+            continue  # its sandbox was just cleaned up
+        except msgspec.MsgspecError:
+            yield VmRecord(sandbox_id=file.parent.parent.name)
+
+
+def added(hypervisor_id: str, record: VmRecord) -> AddedDevice:
+    """Return what a caller is told of a device that was plugged."""
+    return AddedDevice(hypervisor_id=hypervisor_id, pci_path=record.devices[hypervisor_id].pci_path)
