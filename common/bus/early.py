@@ -43,9 +43,9 @@ class EarlyCall:
             body=msgspec.to_builtins(request),
         )
         self._context = zmq.Context()
-        socket = self._context.socket(zmq.DEALER)
-        socket.connect(f"ipc://{paths.bus_dir()}/{service}")
-        socket.send(encode(call), flags=zmq.NOBLOCK)  # queued here; ZeroMQ's own thread connects and sends
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.connect(f"ipc://{paths.bus_dir()}/{service}")
+        self._socket.send(encode(call), flags=zmq.NOBLOCK)  # queued here; ZeroMQ's own thread connects and sends
 
     def close(self) -> None:
         """Forget it, once the same call has been answered or has failed."""

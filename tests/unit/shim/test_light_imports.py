@@ -55,7 +55,17 @@ def root() -> Iterator[Path]:
 
 
 def execute(root: Path, action: str) -> subprocess.CompletedProcess[bytes]:
-    flags = ["-namespace", "test", "-address", str(root / "c.sock"), "-id", root.name, "-bundle", str(root), action]
+    flags = [
+        "-namespace",
+        "test",
+        "-address",
+        str(root / "c.sock"),
+        "-id",
+        root.name.removeprefix("kt-").replace("_", "x"),
+        "-bundle",
+        str(root),
+        action,
+    ]
     return subprocess.run(
         [
             sys.executable,

@@ -1,0 +1,253 @@
+"""Standard streams: FIFOs, ports, frames, back-pressure; the VM's side is a Unix socket in the test."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import socket
+from typing import TYPE_CHECKING, Self
+
+import pytest
+
+from common.channel import HEADER, StreamDecoder, stream_number
+from common.errors import ExhaustedError, NotFoundError, UnsupportedError, UsageError
+from procs.shim.fifos import Inlet, Outlet
+from procs.shim.streams import PortUse, StreamPorts, Streams
+from procs.shim.tasks import Stdio
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+
+class Vm:
+    """The VM's end of stream ports."""
+
+    def __init__(self, directory: Path, group: asyncio.TaskGroup, count: int = 2) -> None:
+        self.directory = directory
+        self.group = group
+        self._listeners: list[socket.socket] = []
+        self._open: list[socket.socket] = []
+        for port in range(count):
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(str(directory / f"p{port}"))
+            listener.listen()
+            self._listeners.append(listener)
+        self.ports = StreamPorts([str(directory / f"p{port}") for port in range(count)])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for sock in (*self._listeners, *self._open):
+            sock.close()
+
+    def accept(self, port: int = 0) -> socket.socket:
+        """Return the VM's end of a port that the host has opened."""
+        sock, _ = self._listeners[port].accept()
+        sock.setblocking(False)
+        self._open.append(sock)
+        return sock
+
+    def fifo(self, name: str) -> str:
+        path = self.directory / name
+        os.mkfifo(path)
+        return str(path)
+
+
+def vm_test(test: Callable[[Vm], Awaitable[None]]) -> Callable[[Path], None]:
+    """Run an asynchronous test with a VM of two ports."""
+
+    async def run(path: Path) -> None:
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+            with Vm(path, group) as vm:
+                await test(vm)
+
+    @functools.wraps(test)
+    def wrapper(tmp_path: Path) -> None:
+        asyncio.run(run(tmp_path))
+
+    del wrapper.__wrapped__  # pytest would take the parameter for a fixture
+    return wrapper
+
+
+def frame(stream: int, payload: bytes) -> bytes:
+    return HEADER.pack(stream, len(payload)) + payload
+
+
+@vm_test
+async def test_every_use_of_a_port_has_a_number_of_its_own(vm: Vm) -> None:
+    first = vm.ports.take(vm.group)
+    second = vm.ports.take(vm.group)
+    assert (first.stream, second.stream) == (stream_number(1, 0), stream_number(2, 1))
+    with pytest.raises(ExhaustedError, match="all 2 stream ports"):
+        vm.ports.take(vm.group)
+    await vm.ports.give_back(first)
+    third = vm.ports.take(vm.group)
+    assert third.stream == stream_number(3, 0)
+    await vm.ports.give_back(second)
+    await vm.ports.give_back(third)
+
+
+@vm_test
+async def test_a_port_whose_output_has_not_ended_stays_taken(vm: Vm) -> None:
+    use = vm.ports.take(vm.group)
+    use.has_output = True
+    await vm.ports.give_back(use)
+    other = vm.ports.take(vm.group)
+    assert other.stream == stream_number(2, 1)
+    with pytest.raises(ExhaustedError):
+        vm.ports.take(vm.group)
+    await vm.ports.give_back(other)
+
+
+async def payloads(use: PortUse) -> list[bytes]:
+    return [payload async for payload in use.payloads()]
+
+
+@vm_test
+async def test_frames_of_an_earlier_use_are_dropped(vm: Vm) -> None:
+    use = vm.ports.take(vm.group)
+    guest = vm.accept()
+    earlier = use.stream - 256
+    guest.sendall(frame(earlier, b"old") + frame(use.stream, b"new") + frame(earlier, b"") + frame(use.stream, b""))
+    assert await payloads(use) == [b"new"]
+    assert await use.close()
+
+
+@vm_test
+async def test_a_vm_that_ends_ends_its_output(vm: Vm) -> None:
+    use = vm.ports.take(vm.group)
+    guest = vm.accept()
+    guest.sendall(frame(use.stream, b"half")[:-1])
+    guest.close()
+    assert await payloads(use) == []
+    await use.close()
+
+
+@vm_test
+async def test_a_frame_that_was_begun_is_finished(vm: Vm) -> None:
+    """A process that ended with input on its way: the next user of the port must not get the rest of it."""
+    use = vm.ports.take(vm.group)
+    guest = vm.accept()
+    chunk = b"x" * (64 << 10)
+    decoder = StreamDecoder(use.stream)
+
+    async def flood() -> None:
+        while True:
+            await use.send(chunk)
+
+    flooding = vm.group.create_task(flood())
+    loop = asyncio.get_running_loop()
+    first = await loop.sock_recv(guest, 1)
+    flooding.cancel()
+    await asyncio.wait({flooding})
+    closing = vm.group.create_task(use.close())
+    received = [*decoder.feed(first)]
+    while data := await loop.sock_recv(guest, 65536):
+        received += decoder.feed(data)
+    assert await closing
+    assert set(received) == {chunk}
+    assert not decoder._buffer
+
+
+@vm_test
+async def test_output_goes_at_the_pace_of_its_reader(vm: Vm) -> None:
+    """A FIFO that nobody reads stops the port, and loses nothing when somebody does."""
+    path = vm.fifo("out")
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    streams = Streams(Stdio(stdout=path), vm.group)
+    numbers = streams.take_ports(vm.ports)
+    assert (numbers.stdin, numbers.stderr) == (0, 0)
+    pumping = vm.group.create_task(streams.pump_output())
+    guest, loop = vm.accept(), asyncio.get_running_loop()
+    data = os.urandom(4 << 20)
+    stalled = asyncio.Event()
+
+    async def send() -> None:
+        for at in range(0, len(data), 32 << 10):
+            guest_data = frame(numbers.stdout, data[at : at + (32 << 10)])
+            try:
+                sent = guest.send(guest_data)
+            except BlockingIOError:
+                sent = 0
+            if sent < len(guest_data):
+                stalled.set()
+                await loop.sock_sendall(guest, guest_data[sent:])
+        await loop.sock_sendall(guest, frame(numbers.stdout, b""))
+
+    sending = vm.group.create_task(send())
+    await stalled.wait()
+    assert not sending.done()
+    received = bytearray()
+    while not (pumping.done() and len(received) == len(data)):
+        try:
+            received += os.read(reader, 65536)
+        except BlockingIOError:
+            await asyncio.sleep(0)
+    assert received == data
+    streams.close()
+    assert os.read(reader, 1) == b"", "the client sees the end"
+    os.close(reader)
+
+
+@vm_test
+async def test_what_nobody_reads_can_be_dropped(vm: Vm) -> None:
+    streams = Streams(Stdio(stdout=vm.fifo("out")), vm.group)
+    numbers = streams.take_ports(vm.ports)
+    pumping = vm.group.create_task(streams.pump_output())
+    guest, loop = vm.accept(), asyncio.get_running_loop()
+    data = frame(numbers.stdout, bytes(32 << 10)) * 64 + frame(numbers.stdout, b"")
+    sending = vm.group.create_task(loop.sock_sendall(guest, data))
+    await asyncio.sleep(0)
+    assert not sending.done()
+    streams.drop_output()
+    await pumping
+    streams.close()
+
+
+@vm_test
+async def test_input_ends_when_its_keeper_and_its_clients_are_gone(vm: Vm) -> None:
+    path = vm.fifo("in")
+    client = os.open(path, os.O_RDWR)
+    inlet = Inlet(path)
+    os.write(client, b"first")
+    assert await inlet.read(100) == b"first"
+    os.close(client)
+    reading = vm.group.create_task(inlet.read(100))
+    await asyncio.sleep(0)
+    assert not reading.done(), "the shim's own writer keeps it open for the next client"
+    inlet.end()
+    assert await reading == b""
+    inlet.close()
+
+
+@vm_test
+async def test_a_terminal_takes_one_port(vm: Vm) -> None:
+    stdio = Stdio(stdin=vm.fifo("in"), stdout=vm.fifo("out"), stderr=vm.fifo("err"), is_terminal=True)
+    streams = Streams(stdio, vm.group)
+    numbers = streams.take_ports(vm.ports)
+    assert numbers.stdin == numbers.stdout == stream_number(1, 0)
+    assert numbers.stderr == 0
+    streams.close()
+
+
+@vm_test
+async def test_a_process_without_streams_takes_no_port(vm: Vm) -> None:
+    streams = Streams(Stdio(), vm.group)
+    numbers = streams.take_ports(vm.ports)
+    assert (numbers.stdin, numbers.stdout, numbers.stderr) == (0, 0, 0)
+    await streams.pump_output()
+    await streams.pump_input()
+    streams.close()
+
+
+def test_streams_that_are_no_fifos_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="file is not a FIFO"):
+        Outlet(str(tmp_path / "file"))
+    with pytest.raises(NotFoundError, match="nothing does not exist"):
+        Inlet(str(tmp_path / "nothing"))
+    with pytest.raises(UnsupportedError, match="binary:///logger is not supported"):
+        Outlet("binary:///logger")
