@@ -183,7 +183,7 @@ _JSON_NAMES = {
 """JSON keys that are not the field's name in camel case."""
 
 _REQUIRED = frozenset(
-    ("oci_version", "terminal", "user", "uid", "gid", "cwd", "hard", "soft", "host_id", "container_id", "size")
+    ("oci_version", "terminal", "uid", "gid", "cwd", "hard", "soft", "host_id", "container_id", "size")
 )
 """Fields whose key OCI requires, also with a value that is zero or empty."""
 

@@ -17,6 +17,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -43,6 +44,7 @@ M = TypeVar("M", bound=Message)
 
 BOOT_TIMEOUT_S = 120
 """Until an answer: a limit for a loaded machine, not a measure of anything."""
+_HELPER_TIMEOUT_S = 30
 _MEMORY = "384M"
 _VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 
@@ -78,9 +80,11 @@ class GuestVm:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in reversed(self._processes):
-            process.kill()
-            process.wait()
+        qemu, *helpers = self._processes
+        qemu.kill()
+        qemu.wait()
+        for helper in helpers:  # virtiofsd ends with its connection; killed, it would orphan a child in a namespace
+            helper.wait(_HELPER_TIMEOUT_S)
         shutil.rmtree(self._directory)
 
     def path(self, name: str) -> Path:
@@ -97,9 +101,11 @@ class GuestVm:
 
     def connect(self, *, hello: bool = True) -> AgentClient:
         """Connect to the agent port and, unless told otherwise, say hello."""
-        client = AgentClient(self._open("agent"))
-        if hello:
-            client.say_hello()
+        with ExitStack() as undo:
+            client = undo.enter_context(AgentClient(self._open("agent")))
+            if hello:
+                client.say_hello()
+            undo.pop_all()
         return client
 
     def stream(self) -> Stream:

@@ -18,16 +18,13 @@ if TYPE_CHECKING:
     from guest.agent.reactor import Reactor
 
 
-class Reaper:
-    """Reaps every child and tells who watches it: the exit code, or 128 and the signal."""
+class Exits:
+    """Brings exits and those who want to know of them together, in whichever order they come."""
 
-    def __init__(self, reactor: Reactor) -> None:
+    def __init__(self) -> None:
         self._watchers: dict[int, Callable[[int], None]] = {}
         self._unknown: dict[int, int] = {}
         self._runtimes_at_work = 0
-        self._wakeup, wakeup = posix.pipe2(posix.O_NONBLOCK | posix.O_CLOEXEC)
-        reactor.watch(self._wakeup, self._on_signal)
-        wake_on_child(wakeup)
 
     def watch(self, pid: int, on_exit: Callable[[int], None]) -> None:
         """Call ``on_exit`` with the status of a process: at once if it has ended already."""
@@ -50,22 +47,8 @@ class Reaper:
 
         self.watch(pid, finish)
 
-    def _on_signal(self, _events: int) -> None:
-        try:
-            while posix.read(self._wakeup, 512):
-                pass
-        except BlockingIOError:
-            pass
-        while True:
-            try:
-                pid, wait_status = posix.waitpid(-1, posix.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            self._report(pid, _exit_status(wait_status))
-
-    def _report(self, pid: int, status: int) -> None:
+    def report(self, pid: int, status: int) -> None:
+        """Take the exit of a process: its code, or 128 and the signal that killed it."""
         watcher = self._watchers.pop(pid, None)
         if watcher is not None:
             watcher(status)
@@ -73,6 +56,29 @@ class Reaper:
             self._unknown[pid] = status
 
 
-def _exit_status(wait_status: int) -> int:
-    code = posix.waitstatus_to_exitcode(wait_status)
-    return code if code >= 0 else 128 - code
+class Reaper(Exits):
+    """Reaps every child and reports it."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        super().__init__()
+        self._wakeup, wakeup = posix.pipe2(posix.O_NONBLOCK | posix.O_CLOEXEC)
+        reactor.watch(self._wakeup, self._on_signal)
+        wake_on_child(wakeup)
+
+    def _on_signal(self, _events: int) -> None:
+        try:
+            while posix.read(self._wakeup, 512):
+                pass
+        except BlockingIOError:
+            self._reap()
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, wait_status = posix.waitpid(-1, posix.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            code = posix.waitstatus_to_exitcode(wait_status)
+            self.report(pid, code if code >= 0 else 128 - code)

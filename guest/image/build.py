@@ -93,8 +93,8 @@ def _write_manifest(image: Image, chosen: list[packages.Package], initrd: bytes)
 
 
 def _recorded(image: Image) -> dict[str, object]:
-    """Return the manifest, which is there if and only if kernel and initrd are what it says."""
-    if not image.manifest.is_file():
+    """Return the manifest: it was written after kernel and initrd and is removed before them."""
+    if not all(path.is_file() for path in image):
         return {}
     recorded: dict[str, object] = json.loads(image.manifest.read_text())
     return recorded

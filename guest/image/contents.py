@@ -71,10 +71,10 @@ def _add_modules(archive: Archive, root: Path) -> None:
         added.update(order)
         archive.add_file(f"/lib/modules/{purpose}", "\n".join(order).encode())
         for name in order:
-            archive.add_file(f"/lib/modules/{name}.ko", _without_signature(found[name].read_bytes()))
+            archive.add_file(f"/lib/modules/{name}.ko", without_signature(found[name].read_bytes()))
 
 
-def _without_signature(module: bytes) -> bytes:
+def without_signature(module: bytes) -> bytes:
     """Return a module without the signature behind it, which takes the guest 10 ms to verify.
 
     Whoever could replace a module in the initrd could replace the agent. The end of a signed module is
