@@ -56,8 +56,8 @@ def kill_vm(sandbox_id: str) -> None:
     """Kill the VM and all that belongs to it, and leave word for the services."""
     from common.linux import cgroup
 
+    _leave_tombstone(sandbox_id)  # first: a service that sees the end at once finds it
     cgroup.kill(sandbox_id)
-    _leave_tombstone(sandbox_id)
 
 
 def remove_tree(directory: str) -> None:

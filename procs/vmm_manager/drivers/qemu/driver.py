@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 START_TIMEOUT_S = 10.0
 """How long QEMU may take until its monitor answers; that is before the guest runs."""
+_LAST_WORDS_S = 1.0
 
 
 class QemuDriver:
@@ -116,11 +117,11 @@ async def _connect(qmp: Qmp, directory: str, child: subprocess.Popen[bytes]) -> 
         await asyncio.wait({end, greeting}, timeout=START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
         if greeting.done() and greeting.exception() is None:
             return greeting.result()
+        await asyncio.wait({end}, timeout=_LAST_WORDS_S)  # the monitor closes before the process ends
+        what = "ended before it ran" if end.done() else f"did not come up in {START_TIMEOUT_S:g} s"
         said = read_tail(Path(directory) / "qemu.log").strip()
         raise HypervisorError(
-            f"QEMU ended before it ran: {said}"
-            if end.done()
-            else f"QEMU did not come up in {START_TIMEOUT_S:g} s: {said}",
+            f"QEMU {what}: {said}",
             hint="check [hypervisor.qemu] in the configuration",
         )
     finally:

@@ -1,0 +1,47 @@
+"""``kata-monitor``: run under supervisord, scraped by Prometheus."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import functools
+import sys
+from threading import Thread
+
+from common import log
+from common.bus import service
+from common.bus.client import BusClient
+from common.errors import UnavailableError
+from procs.monitor.http import serve
+from procs.monitor.observation import observe
+
+HYPERVISORS = ("qemu",)
+
+
+def main() -> int:
+    """Run until a signal; return the exit code."""
+    parser = argparse.ArgumentParser(prog="kata-monitor", description="Serves metrics of pykata's sandboxes.")
+    parser.add_argument("--listen-address", default="127.0.0.1:8090", help="host:port (default: %(default)s)")
+    parser.add_argument("--debug", action="store_true", help="log more")
+    arguments = parser.parse_args()
+
+    async def run() -> None:
+        async with BusClient() as bus:
+            look = functools.partial(observe, bus, HYPERVISORS)
+            try:
+                server = serve(arguments.listen_address, look, asyncio.get_running_loop())
+            except OSError as err:
+                raise UnavailableError(f"cannot listen on {arguments.listen_address}: {err}") from err
+            with server:
+                log.get().info("listening", address=f"{server.server_name}:{server.server_port}")
+                Thread(target=server.serve_forever, daemon=True).start()
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    await asyncio.to_thread(server.shutdown)
+
+    return service.run("kata-monitor", run, is_debug=arguments.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
