@@ -109,8 +109,8 @@ class Container:
         elif number == SIGKILL:
             write_text(f"{self._cgroup}/cgroup.kill", "1")  # all at once: none can fork away (cgroup-v2.rst)
         else:
-            for pid in read_text(f"{self._cgroup}/cgroup.procs").split():
-                posix.kill(int(pid), number)
+            for pid in map(int, read_text(f"{self._cgroup}/cgroup.procs").split()):
+                _signal_if_alive(pid, number)
 
     def wait(self, exec_id: str, call: Call) -> None:
         """Answer when a process has ended. An exec that has been waited for is forgotten: its id may be used again.
@@ -151,6 +151,13 @@ class Container:
             waiting, self._when_empty = self._when_empty, []
             for callback in waiting:
                 callback(self.id)
+
+
+def _signal_if_alive(pid: int, number: int) -> None:
+    try:
+        posix.kill(pid, number)
+    except ProcessLookupError:
+        return  # it ended after the cgroup was read
 
 
 def _check_id(container_id: str) -> None:

@@ -61,6 +61,7 @@ class Reaper(Exits):
 
     def __init__(self, reactor: Reactor) -> None:
         super().__init__()
+        self._reactor = reactor
         self._wakeup, wakeup = posix.pipe2(posix.O_NONBLOCK | posix.O_CLOEXEC)
         reactor.watch(self._wakeup, self._on_signal)
         wake_on_child(wakeup)
@@ -73,12 +74,12 @@ class Reaper(Exits):
             self._reap()
 
     def _reap(self) -> None:
-        while True:
-            try:
-                pid, wait_status = posix.waitpid(-1, posix.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
+        """Reap one child, and come back for the next: a watcher that fails must not cost the next exit its report."""
+        try:
+            pid, wait_status = posix.waitpid(-1, posix.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid:
+            self._reactor.soon(self._reap)
             code = posix.waitstatus_to_exitcode(wait_status)
             self.report(pid, code if code >= 0 else 128 - code)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from common.protocols import oci
 from common.protocols.agent import (
     AGENT_SERVICE,
     HEALTH_SERVICE,
+    SHARE_MOUNT_POINT,
     CheckRequest,
     CreateContainerRequest,
     Empty,
@@ -25,6 +27,7 @@ from common.protocols.agent import (
     HealthCheckResponse,
     RemoveContainerRequest,
     SignalProcessRequest,
+    StartContainerRequest,
     TtyWinResizeRequest,
     WaitProcessRequest,
     WaitProcessResponse,
@@ -254,6 +257,25 @@ def test_a_container_is_isolated_and_has_a_loopback(sandbox: GuestSandbox) -> No
     pid, hostname, loopback, cgroup = task.stdout.read_all().decode().split()
     assert (pid, hostname, loopback, cgroup) == ("1", "container", "UP", f"0::/{task.container_id}")
     assert task.wait() == 0
+
+
+def test_limits_are_those_of_the_container_s_cgroup(sandbox: GuestSandbox) -> None:
+    spec = container_spec(
+        f"{SHARE_MOUNT_POINT}/base/rootfs",
+        "sh",
+        "-c",
+        "cat /sys/fs/cgroup/limited/memory.max /sys/fs/cgroup/limited/cpu.max",
+    )
+    spec.mounts.append(oci.Mount(destination="/sys/fs/cgroup", type="cgroup", source="cgroup", options=["ro"]))
+    assert spec.linux
+    spec.linux.resources = oci.LinuxResources(
+        memory=oci.LinuxMemory(limit=64 << 20), cpu=oci.LinuxCPU(quota=50_000, period=100_000)
+    )
+    with closing(sandbox.vm.stream()) as stdout:
+        request = CreateContainerRequest(container_id="limited", oci=spec, stdout_port=stdout.number)
+        sandbox.agent.ask("CreateContainer", request, Empty)
+        sandbox.agent.ask("StartContainer", StartContainerRequest(container_id="limited"), Empty)
+        assert stdout.read_all() == b"67108864\n50000 100000\n"
 
 
 def test_a_removed_container_is_gone_and_its_id_free(sandbox: GuestSandbox) -> None:
