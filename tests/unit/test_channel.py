@@ -58,5 +58,5 @@ def test_a_number_that_names_nothing_is_refused(generation: int, port: int) -> N
 
 
 def test_a_port_that_no_vm_has_is_refused() -> None:
-    with pytest.raises(ChannelError, match="names port 30; a VM has 30"):
+    with pytest.raises(ChannelError, match=f"names port {STREAM_PORTS}; a VM has {STREAM_PORTS}"):
         port_of(1 << 8 | STREAM_PORTS)
