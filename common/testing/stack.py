@@ -1,0 +1,276 @@
+"""A whole host in one directory: the services under supervisord, and a containerd of its own.
+
+The demo, the end-to-end tests and the benchmark stand on it. Everything lies below one directory with a short name
+(Unix sockets end at 107 bytes), and nothing outlives the block: :meth:`Stack.remains` says what did, and looks only at
+what can be this stack's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Thread
+from typing import IO, TYPE_CHECKING, Self
+
+import psutil
+import toml
+
+from common.bus.client import BusClient
+from common.bus.wire import Empty
+from common.errors import UnavailableError
+from common.linux import cgroup, mounts
+from common.paths import RUN_DIR_VARIABLE
+from common.services import device, vmm
+from common.services.health import HEALTH
+from common.testing import oci_image
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+GUEST = Path(os.environ.get("PYKATA_GUEST_DIR") or CHECKOUT / "build/guest")
+BIN = Path(sys.executable).parent
+RUNTIME = "io.containerd.kata.v2"
+IMAGE = oci_image.REFERENCE
+SERVICES = {"vmm-manager-qemu": vmm.service_name("qemu"), "device-manager": device.SERVICE}
+"""Programs of supervisord that answer on the bus, and their names there."""
+
+_READY = b"containerd successfully booted"
+_READY_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 20.0
+
+
+class Stack:
+    """A running host; a context manager.
+
+    Attributes:
+        root: the one directory that holds it.
+        run_dir: the services' run directory, below it.
+        config: the configuration.toml that it uses.
+    """
+
+    def __init__(self, *, listen: str = "127.0.0.1:0", qemu: Mapping[str, object] | None = None) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="kt-", dir="/tmp"))
+        self.run_dir = self.root / "run"
+        self.config = self.root / "configuration.toml"
+        self._listen = listen
+        self._qemu = dict(qemu or {})
+        self._exit = ExitStack()
+        self.supervisord: subprocess.Popen[bytes]
+        self.containerd: subprocess.Popen[bytes]
+
+    def __enter__(self) -> Self:
+        try:
+            self._exit.callback(self._clear)
+            (self.run_dir / "log").mkdir(parents=True, mode=0o700)
+            self.write_config()
+            self._start_services()
+            self._start_containerd()
+            self._import_image()
+        except BaseException:
+            self._exit.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exit.close()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of everything that belongs to this stack."""
+        return {
+            **os.environ,
+            "PATH": f"{BIN}:/usr/sbin:/usr/bin:/sbin:/bin",
+            RUN_DIR_VARIABLE: str(self.run_dir),
+            "PYKATA_BIN": str(BIN),
+            "PYKATA_LISTEN": self._listen,
+            "KATA_CONF_FILE": str(self.config),
+        }
+
+    @property
+    def socket(self) -> Path:
+        """Containerd's socket."""
+        return self.root / "containerd.sock"
+
+    def write_config(
+        self, *, qemu: Mapping[str, object] | None = None, agent: Mapping[str, object] | None = None
+    ) -> Path:
+        """Write configuration.toml, with changes to its sections; return its path."""
+        hypervisor = {
+            "kernel": str(GUEST / "vmlinux"),
+            "initrd": str(GUEST / "initrd.img"),
+            "default_memory": 512,
+            "virtio_fs_daemon": "/usr/lib/qemu/virtiofsd",
+            **self._qemu,
+            **(qemu or {}),
+        }
+        content = {"hypervisor": {"qemu": hypervisor}, "agent": {"kata": dict(agent or {})}, "runtime": {}}
+        self.config.write_text(toml.dumps(content))
+        return self.config
+
+    def ctr(
+        self, *arguments: str, timeout_s: float = 120.0, check: bool = False, stdin: bytes | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run ``ctr`` against this stack's containerd."""
+        return subprocess.run(
+            self.ctr_argv(*arguments),
+            env=self.environment,
+            capture_output=True,
+            timeout=timeout_s,
+            check=check,
+            input=stdin if stdin is not None else b"",
+        )
+
+    def ctr_argv(self, *arguments: str) -> list[str]:
+        """Return the command line of :meth:`ctr`, for those who run it themselves."""
+        return ["ctr", "--address", str(self.socket), *arguments]
+
+    def supervisorctl(self, *arguments: str) -> str:
+        """Run ``supervisorctl``; return what it printed."""
+        return subprocess.run(
+            [BIN / "supervisorctl", "-c", CHECKOUT / "supervisord.conf", *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        ).stdout
+
+    def sandboxes(self) -> list[str]:
+        """Return the ids of the sandboxes that have a directory."""
+        directory = self.run_dir / "sandboxes"
+        return sorted(child.name for child in directory.iterdir()) if directory.is_dir() else []
+
+    def wait_ready(self) -> None:
+        """Wait until each service answers on the bus."""
+        asyncio.run(self._wait_services())
+
+    def remains(self) -> list[str]:
+        """Return what containers left behind: nothing, while none exists."""
+        left = [f"sandbox directory {name}" for name in self.sandboxes()]
+        left += [f"cgroup {name}" for name in self._cgroups()]
+        left += [f"mount {path}" for path in mounts.mounted_below(str(self.root))]
+        left += [f"tombstone {file.name}" for file in (self.run_dir / "tombstones").glob("*")]
+        left += [f"process {p.pid} {p.name()}" for p in self.processes() if p.name().startswith(("qemu", "virtiofsd"))]
+        return left
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the processes that were started with this stack's environment, ctr and ourselves excepted."""
+        mine = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(RUN_DIR_VARIABLE) == str(self.run_dir) and process.pid != os.getpid():
+                    mine.append(process)
+            except psutil.Error:
+                continue
+        return mine
+
+    def logs(self) -> str:
+        """Return what the services and containerd logged."""
+        files = sorted((self.run_dir / "log").glob("*.log"))
+        return "\n".join(f"== {file.name}\n{file.read_text(errors='replace')}" for file in files)
+
+    def _start_services(self) -> None:
+        command: list[str | Path] = [BIN / "supervisord", "-c", CHECKOUT / "supervisord.conf"]
+        self.supervisord = subprocess.Popen(
+            command, env=self.environment, cwd=self.root, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        self._exit.callback(_stop, self.supervisord)
+        self.wait_ready()
+
+    async def _wait_services(self) -> None:
+        os.environ[RUN_DIR_VARIABLE] = str(self.run_dir)  # the bus finds its sockets by it
+        async with asyncio.timeout(_READY_TIMEOUT_S), BusClient() as bus:
+            for service in SERVICES.values():
+                while True:
+                    try:
+                        await bus.call(service, HEALTH, Empty(), timeout_s=5)
+                    except UnavailableError:
+                        continue
+                    break
+
+    def _start_containerd(self) -> None:
+        self.containerd = self.start_containerd()
+        self._exit.callback(lambda: _stop(self.containerd))
+
+    def start_containerd(self) -> subprocess.Popen[bytes]:
+        """Start containerd and return when it has said that it is ready."""
+        config = self.root / "containerd.toml"
+        config.write_text(
+            toml.dumps(
+                {
+                    "version": 2,
+                    "root": str(self.root / "root"),
+                    "state": str(self.root / "state"),
+                    "disabled_plugins": ["io.containerd.grpc.v1.cri"],
+                    "grpc": {"address": str(self.socket)},
+                }
+            )
+        )
+        process = subprocess.Popen(
+            ["containerd", "--config", config],  # noqa: S607 - whichever the host has
+            env=self.environment,
+            cwd=self.root,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        log = (self.run_dir / "log/containerd.log").open("ab", buffering=0)
+        for line in process.stderr:
+            log.write(line)
+            if _READY in line:
+                break
+        else:
+            raise RuntimeError(f"containerd did not start; see {log.name}")
+        Thread(target=_copy, args=(process.stderr, log), daemon=True).start()
+        self.containerd = process
+        return process
+
+    def _import_image(self) -> None:
+        archive = self.root / "image.tar"
+        oci_image.write(archive)
+        self.ctr("image", "import", str(archive), check=True)
+
+    def _cgroups(self) -> list[str]:
+        """Return the cgroups of sandboxes that this stack knows or runs processes in."""
+        try:
+            parent = Path(cgroup.path(""))
+        except FileNotFoundError:
+            return []
+        pids = {process.pid for process in self.processes()}
+        names = [child.name for child in parent.iterdir() if child.is_dir()] if parent.is_dir() else []
+        return [name for name in names if name in self.sandboxes() or pids & set(cgroup.processes(name))]
+
+    def _clear(self) -> None:
+        """Remove everything, whatever happened before."""
+        for name in self._cgroups():
+            cgroup.kill(name)
+        for process in self.processes():
+            process.kill()
+        mounts.unmount_below(str(self.root))
+        shutil.rmtree(self.root)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(_STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _copy(source: IO[bytes], target: IO[bytes]) -> None:
+    with source, target:
+        for line in source:
+            target.write(line)
