@@ -1,0 +1,96 @@
+# Two commands matter: `make demo` and `make test`. Both set up what they need on a fresh Debian 12, as root.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON := /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+GUEST := build/guest
+PREFIX ?= /opt/pykata
+PYTEST := $(BIN)/python -m pytest
+
+# Debian packages: a command that tells that it is there, then the package. The guest's own packages are only downloaded.
+PACKAGES := /usr/bin/qemu-system-x86_64:qemu-system-x86 /usr/lib/qemu/virtiofsd:qemu-system-common \
+  /usr/bin/containerd:containerd /usr/sbin/runc:runc /bin/busybox:busybox-static /usr/bin/crun:crun \
+  /usr/share/doc/python3-venv:python3-venv /sbin/depmod:kmod /usr/bin/lz4:lz4 /usr/bin/git:git /sbin/ip:iproute2
+
+SOURCES := $(shell find common guest -name '*.py' 2>/dev/null)
+
+.PHONY: help setup packages venv image demo test lint type test-unit test-process test-vm test-e2e test-soak bench wheel install clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: packages venv image ## install Debian packages, make the venv, build the guest image
+
+packages: ## install the Debian packages that are missing
+	@missing=; for pair in $(PACKAGES); do [ -e "$${pair%%:*}" ] || missing="$$missing $${pair##*:}"; done; \
+	if [ -n "$$missing" ]; then \
+	  echo "packages: installing$$missing"; \
+	  export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing > /dev/null; \
+	fi
+
+venv: packages $(VENV)/.ready ## make the virtual environment with the locked versions
+
+$(VENV)/.ready: requirements/dev.lock pyproject.toml | packages
+	@echo "venv: installing the locked packages"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.lock
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation --editable . --config-settings editable_mode=compat
+	@touch $@
+
+image: venv $(GUEST)/.ready ## build the guest's kernel and initrd from Debian packages
+
+$(GUEST)/.ready: $(SOURCES) | venv
+	@echo "image: building the guest"
+	@$(BIN)/python -m guest.image --output $(GUEST)
+	@touch $@
+
+demo: setup ## run a real container in a real VM through a real containerd, then remove everything
+	@$(BIN)/python deploy/demo.py
+
+test: setup ## set everything up and pass all tests
+	@$(MAKE) --no-print-directory lint type
+	@$(PYTEST) -q -n 2 --dist loadfile -m "not soak" tests
+
+lint: venv ## style and import contracts
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell && $(BIN)/lint-imports --no-cache > /dev/null
+
+type: venv ## types
+	@$(BIN)/mypy
+
+test-unit: venv ## the pure parts
+	@$(PYTEST) -q -n 2 tests/unit tests/style tests/packaging
+
+test-process: venv ## real processes on a real bus, no VM
+	@$(PYTEST) -q -n 2 tests/process
+
+test-vm: setup ## real VMs
+	@$(PYTEST) -q -n 2 --dist loadfile tests/vm
+
+test-e2e: setup ## real containerd, real VMs
+	@$(PYTEST) -q -n 2 --dist loadfile -m "not soak" tests/e2e
+
+test-soak: setup ## what takes longer than a gate may
+	@$(PYTEST) -q -m soak tests
+
+bench: setup ## measure against runc and against the bare boot, in one run
+	@$(BIN)/python bench/run.py
+
+wheel: venv ## build the wheel into dist/
+	@rm -rf build/lib build/bdist* dist
+	@$(BIN)/pip wheel -q --no-deps --no-build-isolation --wheel-dir dist .
+
+install: wheel image ## install below DESTDIR and PREFIX (default /opt/pykata)
+	@$(PYTHON) -m venv $(DESTDIR)$(PREFIX)
+	@$(DESTDIR)$(PREFIX)/bin/pip install -q --require-hashes -r requirements/runtime.lock
+	@$(DESTDIR)$(PREFIX)/bin/pip install -q --no-deps dist/pykata-*.whl
+	@install -D -m 0644 supervisord.conf $(DESTDIR)$(PREFIX)/supervisord.conf
+	@install -D -m 0644 $(GUEST)/vmlinux $(DESTDIR)$(PREFIX)/guest/vmlinux
+	@install -D -m 0644 $(GUEST)/initrd.img $(DESTDIR)$(PREFIX)/guest/initrd.img
+
+clean: ## remove what was built
+	@rm -rf build dist $(VENV) *.egg-info artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis
