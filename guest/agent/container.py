@@ -18,6 +18,7 @@ from common.protocols.agent import Empty, WaitProcessResponse
 from common.protocols.oci import Linux, LinuxNamespace, to_json
 from guest.agent.files import make_directories, read_text, remove_directory, write_text
 from guest.agent.json_text import dumps
+from guest.agent.log import log
 from guest.agent.process import CREATED, EXITED, RUNNING, STARTING, Process, Streams
 from guest.agent.rpc import RpcError
 from guest.agent.signals import SIGKILL
@@ -60,7 +61,7 @@ class Container:
     def start(self, call: Call) -> None:
         """Start the first process and answer when it runs."""
         arguments = ["run", "--bundle", self._directory, self.id]
-        self.init.start(self._directory, arguments, lambda error: _answer_start(call, error))
+        self.init.start(self._directory, arguments, lambda error: self._answer(call, error))
 
     def exec(self, exec_id: str, process: oci.Process, streams: Streams, call: Call) -> None:
         """Start another process and answer when it runs.
@@ -83,7 +84,7 @@ class Container:
             remove_directory(directory)
             if error:
                 self._forget(exec_id)
-            _answer_start(call, error)
+            self._answer(call, error)
 
         started.start(directory, ["exec", "--process", f"{directory}/process.json", self.id], on_started)
 
@@ -137,10 +138,18 @@ class Container:
 
         def on_deleted(error: str) -> None:
             remove_directory(self._directory)
-            _answer_start(call, error)
+            self._answer(call, error)
 
         arguments = ["delete", "--force", self.id]
         self.kill(lambda _id: self._guest.crun.spawn(self._directory, arguments, [self._guest.null] * 3, on_deleted))
+
+    def _answer(self, call: Call, error: str) -> None:
+        """Answer a call for which the runtime has done something, and only then take the time to log it."""
+        if error:
+            call.fail(status.INTERNAL, error)
+        else:
+            call.reply(Empty())
+            log("info", "done", method=call.method, request=call.request_id, container=self.id)
 
     def _forget(self, exec_id: str) -> None:
         if exec_id not in ("", self.id):
@@ -174,10 +183,3 @@ def _for_this_guest(spec: oci.Spec, container_id: str) -> oci.Spec:
     if not any(namespace.type == "pid" for namespace in linux.namespaces):
         linux.namespaces.append(LinuxNamespace(type="pid"))
     return spec
-
-
-def _answer_start(call: Call, error: str) -> None:
-    if error:
-        call.fail(status.INTERNAL, error)
-    else:
-        call.reply(Empty())

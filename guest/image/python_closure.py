@@ -50,4 +50,5 @@ def main(output: str, standard_library: str, ours: str, *modules: str) -> None:
     install(output, imported_files(standard_library, ours, list(modules)))
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])

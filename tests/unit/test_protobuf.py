@@ -99,7 +99,7 @@ unsigned = st.integers(0, (1 << 64) - 1)
 signed = st.integers(-(1 << 63), (1 << 63) - 1)
 real = st.floats(allow_nan=False)
 inners = st.builds(Inner, name=st.text(), sizes=st.lists(unsigned, max_size=3))
-everythings = st.builds(
+examples = st.builds(
     Everything,
     text=st.text(),
     data=st.binary(),
@@ -119,24 +119,24 @@ everythings = st.builds(
 )
 
 
-@given(everythings)
+@given(examples)
 def test_what_we_write_we_read(value: Everything) -> None:
     assert Everything.decode(value.encode()) == value
 
 
-@given(everythings)
+@given(examples)
 def test_google_reads_what_we_write(value: Everything) -> None:
     theirs = google(Everything).FromString(value.encode())
     assert same(value, theirs)
 
 
-@given(everythings)
+@given(examples)
 def test_we_read_what_google_writes(value: Everything) -> None:
     theirs = google(Everything).FromString(value.encode())
     assert Everything.decode(theirs.SerializeToString(deterministic=True)) == value
 
 
-@given(everythings)
+@given(examples)
 def test_unknown_fields_are_skipped(value: Everything) -> None:
     assert Inner.decode(Everything(real=value.real, inner=value.inner, far=value.far).encode()) == Inner()
 
@@ -150,7 +150,7 @@ def test_hostile_bytes_are_a_message_or_a_decode_error(data: bytes) -> None:
     assert Everything.decode(decoded.encode()) == decoded or math.isnan(decoded.real)
 
 
-@given(everythings, st.data())
+@given(examples, st.data())
 def test_a_cut_message_is_shorter_or_a_decode_error(value: Everything, data: st.DataObject) -> None:
     encoded = value.encode()
     cut = data.draw(st.integers(0, len(encoded)))
@@ -200,8 +200,8 @@ def test_a_value_that_cannot_travel_is_refused(value: Everything, error: type[Ex
 
 
 def test_a_field_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(TypeError, match="Inner has no field nmae"):
-        Inner(nmae="x")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="Inner has no field colour"):
+        Inner(colour="x")  # type: ignore[call-arg]
 
 
 def test_an_empty_message_is_present() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -380,6 +381,16 @@ def test_failed_calls_are_logged_with_the_request_id(sandbox: GuestSandbox) -> N
             AGENT_SERVICE, "WaitProcess", WaitProcessRequest(container_id="nobody"), Empty, request_id="abc123"
         )
     assert '"request": "abc123"' in sandbox.vm.console()
+
+
+def test_what_was_done_is_logged_with_the_request_id(sandbox: GuestSandbox) -> None:
+    task = sandbox.create("true")
+    request = StartContainerRequest(container_id=task.container_id)
+    sandbox.agent.call(AGENT_SERVICE, "StartContainer", request, Empty, request_id="def456")
+    assert task.wait() == 0
+    (line,) = (line for line in sandbox.vm.console().splitlines() if "def456" in line)
+    logged = json.loads(line)
+    assert (logged["method"], logged["container"]) == ("StartContainer", task.container_id)
 
 
 def test_a_share_that_never_comes_is_an_error(sandbox: GuestSandbox) -> None:
