@@ -9,7 +9,6 @@
             mounts/                mounts for the guest: <container>/rootfs, <container>/mounts/<n> (procs/shim)
             share/                 the same tree, read-only: what virtiofsd exports
             vm/                    the VM manager's alone: vm.json, sockets, console.log
-        tombstones/<id>            left by `delete` for the services to clean up from
         probe.json                 which accelerator works on this host, with the boot id
 
 One sandbox, one directory: cleaning up is "kill the cgroup, unmount below the directory, remove it".
@@ -53,8 +52,3 @@ def mounts_dir(sandbox_id: str) -> str:
 def share_dir(sandbox_id: str) -> str:
     """Return the directory that virtiofsd exports to the sandbox's guest."""
     return f"{sandbox_dir(sandbox_id)}/share"
-
-
-def tombstones_dir() -> str:
-    """Return the directory of sandboxes that ended without their services."""
-    return f"{run_dir()}/tombstones"

@@ -5,11 +5,13 @@ Shows what a newcomer wants to know: that it is a VM (another kernel), which pro
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from common.errors import KataError
@@ -88,15 +90,18 @@ def role_of(process: psutil.Process) -> str:
 
 
 def show_phases(stack: Stack) -> None:
-    """Print the phases that the shim logged, with their times."""
+    """Print the phases of the boot with their times, from the shim's log records."""
+    marks = [(datetime.fromisoformat(record["timestamp"]), record) for record in records(stack)]
+    marks = [(at, record) for at, record in marks if record["event"] in {"sandbox phase", "sandbox booted"}]
+    for (began, record), (ended, _) in itertools.pairwise(marks):
+        print(f"  {record['phase']:<44} {(ended - began).total_seconds():6.3f} s")
+
+
+def records(stack: Stack) -> Iterator[dict[str, str]]:
+    """Yield the JSON records that the shim wrote into containerd's log."""
     for line in (stack.run_dir / "log/containerd.log").read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if record.get("event") == "sandbox booted":
-            for phase, seconds in record["phases"].items():
-                print(f"  {phase:<44} {seconds:6.3f} s")
+        if line.startswith("{"):
+            yield json.loads(line)
 
 
 @contextmanager

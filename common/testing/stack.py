@@ -160,7 +160,6 @@ class Stack:
         left = [f"sandbox directory {name}" for name in self.sandboxes()]
         left += [f"cgroup {name}" for name in self._cgroups()]
         left += [f"mount {path}" for path in mounts.mounted_below(str(self.root))]
-        left += [f"tombstone {file.name}" for file in (self.run_dir / "tombstones").glob("*")]
         left += [f"process {p.pid} {p.name()}" for p in self.processes() if p.name().startswith(("qemu", "virtiofsd"))]
         return left
 

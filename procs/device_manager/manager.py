@@ -12,12 +12,11 @@ import asyncio
 import secrets
 import time
 from collections import Counter, defaultdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from common import log, paths
+from common import log
 from common.bus.events import Received, Resync, Subscriber
 from common.bus.wire import Empty
 from common.errors import (
@@ -134,7 +133,7 @@ class DeviceManager:
         try:
             vms = await self._bus.call(service, vmm.LIST_VMS, Empty(), timeout_s=CALL_TIMEOUT_S)
             running = {vm.sandbox_id for vm in vms.vms}
-            for sandbox_id in {d.sandbox_id for d in self._of_service(service)} | _tombstones():
+            for sandbox_id in {d.sandbox_id for d in self._of_service(service)}:
                 if sandbox_id in running:
                     async with self._locks[sandbox_id]:
                         await self._settle(service, sandbox_id)
@@ -247,7 +246,6 @@ class DeviceManager:
         """Free everything of a sandbox whose VM has ended."""
         for device in [d for d in self._devices.values() if d.sandbox_id == sandbox_id]:
             self._apply(device, Event.VM_ENDED)
-        (Path(paths.tombstones_dir()) / sandbox_id).unlink(missing_ok=True)
         self._locks.pop(sandbox_id, None)
 
     def _same(self, request: contract.Attach) -> Device | None:
@@ -301,8 +299,3 @@ def _names(device: Device) -> dict[str, str]:
         "hypervisor_id": device.hypervisor_id,
         "bus": device.bus,
     }
-
-
-def _tombstones() -> set[str]:
-    directory = Path(paths.tombstones_dir())
-    return {file.name for file in directory.iterdir()} if directory.is_dir() else set()

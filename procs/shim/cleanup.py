@@ -6,9 +6,8 @@ done. The order follows from who uses what: processes hold mounts, mounts hold d
 
 1. kill the shim, so that nobody makes anything new;
 2. kill the sandbox's cgroup: VMM and virtiofsd; wait until they are gone;
-3. leave a tombstone, from which the services learn what they missed;
-4. unmount all below the sandbox's directory and the bundle's root file system;
-5. remove the socket and the directory. If a mount is still there this step is not reached: what lies below it
+3. unmount all below the sandbox's directory and the bundle's root file system;
+4. remove the socket and the directory. If a mount is still there this step is not reached: what lies below it
    belongs to the container's owner.
 
 After an orderly end only the last two have something to look at, so only they are imported at once.
@@ -53,10 +52,9 @@ def clean(sandbox_id: str, bundle: str, socket_path: str) -> int:
 
 
 def kill_vm(sandbox_id: str) -> None:
-    """Kill the VM and all that belongs to it, and leave word for the services."""
+    """Kill the VM and all that belongs to it. The services see that it is gone, or find that out when they start."""
     from common.linux import cgroup
 
-    _leave_tombstone(sandbox_id)  # first: a service that sees the end at once finds it
     cgroup.kill(sandbox_id)
 
 
@@ -84,8 +82,3 @@ def _kill_shim(sandbox_id: str) -> int:
     if pid != os.getpid() and shim["boot_id"] == identity.boot_id():
         identity.kill(pid, int(shim["start_time"]))
     return pid
-
-
-def _leave_tombstone(sandbox_id: str) -> None:
-    os.makedirs(paths.tombstones_dir(), mode=0o700, exist_ok=True)
-    os.close(os.open(f"{paths.tombstones_dir()}/{sandbox_id}", os.O_WRONLY | os.O_CREAT, 0o600))

@@ -8,7 +8,7 @@ a client sees it.
 
 *The end*: the agent ends all processes, unmounts and syncs; the VM manager destroys the VM, which is the confirmed
 removal of its devices; then the host's mounts go. If the manager does not answer we kill the sandbox's cgroup ourselves
-and leave a tombstone for the services.
+; the services find out by themselves.
 """
 
 from __future__ import annotations
@@ -99,12 +99,10 @@ class Sandbox:
                 raise self._order
             self._guest = await self._run_phases(self._order)
             _log.info("sandbox booted", vmm_pid=self._guest.pid)
-        except KataError as err:
-            self._failure = await self._explain(err)
+        except (KataError, OSError) as err:
+            cause = err if isinstance(err, KataError) else GuestError(str(err))
+            self._failure = await self._explain(cause)
             _log.error("sandbox failed", phase=self._phase, error=str(self._failure))
-        except OSError as err:
-            self._failure = KataError(f"sandbox {self.sandbox_id} failed while {self._phase}: {err}")
-            _log.error("sandbox failed", phase=self._phase, error=str(err))
         finally:
             self._is_booted.set()
             self.is_shareable.set()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import subprocess
 from typing import TYPE_CHECKING
 
 import psutil
@@ -13,6 +15,8 @@ from common.testing.containers import execute, running
 from common.testing.stack import IMAGE, RUNTIME, SERVICES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from common.testing.stack import Stack
 
 
@@ -29,6 +33,14 @@ def one(stack: Stack, name: str) -> psutil.Process:
     found = [p for p in stack.processes() if any(word.endswith(name) for word in p.cmdline()[:4])]
     assert len(found) == 1, found
     return found[0]
+
+
+def _until_deleted(lines: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of `ctr events` up to the deletion of a task: containerd has cleaned up then."""
+    for line in lines:
+        yield line
+        if "/tasks/delete" in line:
+            return
 
 
 def test_missing_kernel(stack: Stack) -> None:
@@ -58,8 +70,16 @@ def test_a_guest_that_hangs(stack: Stack) -> None:
 
 
 def test_the_shim_is_killed(stack: Stack) -> None:
-    with running(stack):
+    with (
+        subprocess.Popen(stack.ctr_argv("events"), env=stack.environment, stdout=subprocess.PIPE, text=True) as events,
+        running(stack),
+    ):
+        assert events.stdout is not None
         one(stack, "containerd-shim-kata-v2").kill()
+        topics = [line.split()[4] for line in itertools.islice(_until_deleted(events.stdout), 100)]
+        assert topics[-2:] == ["/tasks/exit", "/tasks/delete"]
+        assert stack.remains() == []
+        events.kill()
 
 
 def test_the_vmm_is_killed(stack: Stack) -> None:
@@ -112,7 +132,7 @@ def test_the_end_of_a_container_while_every_service_is_down(stack: Stack) -> Non
         stack.supervisorctl("stop", "all")
         try:
             stack.ctr("task", "rm", "-f", name, check=True)
-            assert [left for left in stack.remains() if not left.startswith("tombstone")] == []
+            assert stack.remains() == []
         finally:
             stack.supervisorctl("start", "all")
             stack.wait_ready()

@@ -12,6 +12,7 @@ import grpc
 from common.protobuf import Message, repeated, string
 from common.protocols.events import Envelope
 from common.testing.containers import execute, running
+from common.testing.stack import IMAGE, RUNTIME
 
 if TYPE_CHECKING:
     from common.testing.stack import Stack
@@ -53,19 +54,16 @@ def test_exec_with_a_terminal(stack: Stack) -> None:
 
 
 def test_listing_and_killing(stack: Stack) -> None:
-    with running(stack, "trap 'exit 7' TERM; while :; do sleep 0.1; done") as name:
+    script = "trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done"
+    command = stack.ctr_argv("run", "--rm", "--runtime", RUNTIME, IMAGE, "listed", "sh", "-c", script)
+    with subprocess.Popen(command, env=stack.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as ctr:
+        assert ctr.stdout is not None
+        assert ctr.stdout.readline() == b"ready\n"
         listed = stack.ctr("task", "ls").stdout.decode()
-        assert [line.split()[2] for line in listed.splitlines() if line.startswith(name)] == ["RUNNING"]
-        assert len(stack.ctr("task", "ps", name, check=True).stdout.splitlines()) == 2
-        waiting = subprocess.Popen(
-            stack.ctr_argv("task", "attach", name),
-            env=stack.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        stack.ctr("task", "kill", "-s", "SIGTERM", name, check=True)
-        assert waiting.wait(60) == 7
+        assert [line.split()[2] for line in listed.splitlines() if line.startswith("listed")] == ["RUNNING"]
+        assert len(stack.ctr("task", "ps", "listed", check=True).stdout.splitlines()) == 2
+        stack.ctr("task", "kill", "-s", "SIGTERM", "listed", check=True)
+        assert ctr.wait(60) == 7
 
 
 def test_errors_read_as_with_runc(stack: Stack) -> None:
