@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+from pathlib import Path
 
 from common.errors import NotFoundError, UnsupportedError, UsageError
 
@@ -86,8 +87,8 @@ class Outlet:
             loop.remove_writer(self._fd)
 
 
-def _open(path: str, mode: int) -> int:
-    """Open a FIFO without waiting for its other end.
+def check(path: str) -> None:
+    """Refuse a standard stream that is not what this module can open.
 
     Raises:
         UnsupportedError: a client asks for another kind of stream, such as ``binary://``.
@@ -97,10 +98,14 @@ def _open(path: str, mode: int) -> int:
     if "://" in path:
         raise UnsupportedError(f"standard stream {path} is not supported", hint="only FIFOs are; omit --log-uri")
     try:
-        fd = os.open(path, mode | os.O_NONBLOCK | os.O_CLOEXEC)
+        mode = Path(path).stat().st_mode
     except FileNotFoundError as err:
         raise NotFoundError(f"standard stream {path} does not exist") from err
-    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
-        os.close(fd)
+    if not stat.S_ISFIFO(mode):
         raise UsageError(f"standard stream {path} is not a FIFO")
-    return fd
+
+
+def _open(path: str, mode: int) -> int:
+    """Open a FIFO without waiting for its other end."""
+    check(path)
+    return os.open(path, mode | os.O_NONBLOCK | os.O_CLOEXEC)

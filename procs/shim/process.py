@@ -60,7 +60,7 @@ class GuestProcess:
         Raises:
             ExhaustedError: not enough ports are free.
         """
-        numbers = self._streams.take_ports(self._guest.ports)
+        numbers = self._streams.connect(self._guest.ports)
         self._output = self._group.create_task(self._streams.pump_output())
         return numbers
 

@@ -7,8 +7,8 @@ a client sees it.
 *Death* is known from the VMM's pidfd and from nobody else; so it is known when every service is down.
 
 *The end*: the agent ends all processes, unmounts and syncs; the VM manager destroys the VM, which is the confirmed
-removal of its devices; then the host's mounts go. If the manager does not answer we kill the sandbox's cgroup ourselves
-; the services find out by themselves.
+removal of its devices; then the host's mounts go. If the manager does not answer we kill the sandbox's cgroup
+ourselves, and the services find out by themselves.
 """
 
 from __future__ import annotations

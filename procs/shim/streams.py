@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING
 from common import log
 from common.channel import HEADER, MAX_CHUNK, ChannelError, StreamDecoder, port_of, stream_number
 from common.errors import ExhaustedError
-from procs.shim import unix
-from procs.shim.fifos import Inlet, Outlet
+from procs.shim import fifos, unix
 
 if TYPE_CHECKING:
     import socket
@@ -132,38 +131,46 @@ class StreamNumbers:
 
 
 class Streams:
-    """The standard streams of one process. Opens the FIFOs when made, ports when the guest is about to need them."""
+    """The standard streams of one process.
+
+    Output FIFOs and ports are opened by :meth:`connect`, before the guest may use them. The input FIFO is opened when
+    the process runs, and not before: a client's first write waits for that, and so its CloseIO cannot come before the
+    client knows the process (ctr would lose it).
+    """
 
     def __init__(self, stdio: Stdio, group: asyncio.TaskGroup) -> None:
-        with contextlib.ExitStack() as undo:
-            self._inlet = Inlet(stdio.stdin) if stdio.stdin else None
-            undo.callback(self.close_fifos)
-            self._outlets: list[Outlet] = []
-            self._stdout = self._outlet(stdio.stdout)
-            self._stderr = self._outlet("" if stdio.is_terminal else stdio.stderr)
-            undo.pop_all()
+        self._stdin = stdio.stdin
+        self._stdout = stdio.stdout
+        self._stderr = "" if stdio.is_terminal else stdio.stderr
+        for path in filter(None, (self._stdin, self._stdout, self._stderr)):
+            fifos.check(path)
         self._is_terminal = stdio.is_terminal
         self._group = group
+        self._is_input_over = False
+        self._inlet: fifos.Inlet | None = None
+        self._outlets: dict[str, fifos.Outlet] = {}
         self._ports: StreamPorts | None = None
         self._main: PortUse | None = None
         self._error: PortUse | None = None
 
-    def take_ports(self, ports: StreamPorts) -> StreamNumbers:
-        """Connect to as many ports as the process needs.
+    def connect(self, ports: StreamPorts) -> StreamNumbers:
+        """Open the output FIFOs and as many ports as the process needs.
 
         Raises:
             ExhaustedError: there are not enough.
         """
         self._ports = ports
-        if self._inlet or self._stdout or self._is_terminal:
+        if self._stdin or self._stdout or self._is_terminal:
             self._main = ports.take(self._group)
-            self._main.has_output = self._stdout is not None or self._is_terminal
+            self._main.has_output = bool(self._stdout) or self._is_terminal
         if self._stderr:
             self._error = ports.take(self._group)
             self._error.has_output = True
+        for path in filter(None, (self._stdout, self._stderr)):
+            self._outlets[path] = fifos.Outlet(path)
         main = self._main.stream if self._main else 0
         return StreamNumbers(
-            stdin=main if self._inlet or self._is_terminal else 0,
+            stdin=main if self._stdin or self._is_terminal else 0,
             stdout=main if self._stdout or self._is_terminal else 0,
             stderr=self._error.stream if self._error else 0,
         )
@@ -171,26 +178,30 @@ class Streams:
     async def pump_output(self) -> None:
         """Carry output to the clients until the guest has ended every stream, or the VM is gone."""
         async with asyncio.TaskGroup() as group:
-            for use, outlet in ((self._main, self._stdout), (self._error, self._stderr)):
+            for use, path in ((self._main, self._stdout), (self._error, self._stderr)):
                 if use is not None and use.has_output:
-                    group.create_task(_pump_out(use, outlet))
+                    group.create_task(_pump_out(use, self._outlets.get(path)))
 
     async def pump_input(self) -> None:
         """Carry input to the guest until it ends."""
-        if self._inlet is None or self._main is None:
+        if not self._stdin or self._main is None:
             return
+        self._inlet = fifos.Inlet(self._stdin)
+        if self._is_input_over:
+            self._inlet.end()
         while data := await self._inlet.read(MAX_CHUNK):
             await self._main.send(data)
         await self._main.send(b"")
 
     def end_input(self) -> None:
-        """Let standard input end (CloseIO); what is in the FIFO still arrives."""
+        """Let standard input end (CloseIO); what is in the FIFO still arrives. It may be asked before the start."""
+        self._is_input_over = True
         if self._inlet is not None:
             self._inlet.end()
 
     def drop_output(self) -> None:
         """Drop the rest of the output: nobody reads it."""
-        for outlet in self._outlets:
+        for outlet in self._outlets.values():
             outlet.drop()
 
     def close(self) -> None:
@@ -206,19 +217,12 @@ class Streams:
         if self._inlet is not None:
             self._inlet.close()
             self._inlet = None
-        for outlet in self._outlets:
+        for outlet in self._outlets.values():
             outlet.close()
         self._outlets.clear()
 
-    def _outlet(self, path: str) -> Outlet | None:
-        if not path:
-            return None
-        outlet = Outlet(path)
-        self._outlets.append(outlet)
-        return outlet
 
-
-async def _pump_out(use: PortUse, outlet: Outlet | None) -> None:
+async def _pump_out(use: PortUse, outlet: fifos.Outlet | None) -> None:
     """Carry one output stream; without a FIFO (a terminal that nobody looks at) its bytes are dropped."""
     try:
         async for payload in use.payloads():

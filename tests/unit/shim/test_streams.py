@@ -158,7 +158,7 @@ async def test_output_goes_at_the_pace_of_its_reader(vm: Vm) -> None:
     path = vm.fifo("out")
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     streams = Streams(Stdio(stdout=path), vm.group)
-    numbers = streams.take_ports(vm.ports)
+    numbers = streams.connect(vm.ports)
     assert (numbers.stdin, numbers.stderr) == (0, 0)
     pumping = vm.group.create_task(streams.pump_output())
     guest, loop = vm.accept(), asyncio.get_running_loop()
@@ -195,7 +195,7 @@ async def test_output_goes_at_the_pace_of_its_reader(vm: Vm) -> None:
 @vm_test
 async def test_what_nobody_reads_can_be_dropped(vm: Vm) -> None:
     streams = Streams(Stdio(stdout=vm.fifo("out")), vm.group)
-    numbers = streams.take_ports(vm.ports)
+    numbers = streams.connect(vm.ports)
     pumping = vm.group.create_task(streams.pump_output())
     guest, loop = vm.accept(), asyncio.get_running_loop()
     data = frame(numbers.stdout, bytes(32 << 10)) * 64 + frame(numbers.stdout, b"")
@@ -227,7 +227,7 @@ async def test_input_ends_when_its_keeper_and_its_clients_are_gone(vm: Vm) -> No
 async def test_a_terminal_takes_one_port(vm: Vm) -> None:
     stdio = Stdio(stdin=vm.fifo("in"), stdout=vm.fifo("out"), stderr=vm.fifo("err"), is_terminal=True)
     streams = Streams(stdio, vm.group)
-    numbers = streams.take_ports(vm.ports)
+    numbers = streams.connect(vm.ports)
     assert numbers.stdin == numbers.stdout == stream_number(1, 0)
     assert numbers.stderr == 0
     streams.close()
@@ -236,7 +236,7 @@ async def test_a_terminal_takes_one_port(vm: Vm) -> None:
 @vm_test
 async def test_a_process_without_streams_takes_no_port(vm: Vm) -> None:
     streams = Streams(Stdio(), vm.group)
-    numbers = streams.take_ports(vm.ports)
+    numbers = streams.connect(vm.ports)
     assert (numbers.stdin, numbers.stdout, numbers.stderr) == (0, 0, 0)
     await streams.pump_output()
     await streams.pump_input()
