@@ -100,7 +100,9 @@ class Sandbox:
             self._guest = await self._run_phases(self._order)
             _log.info("sandbox booted", vmm_pid=self._guest.pid)
         except (KataError, OSError) as err:
-            cause = err if isinstance(err, KataError) else GuestError(str(err))
+            cause = (
+                err if isinstance(err, KataError) else GuestError(f"the connection to the guest broke: {err.strerror}")
+            )
             self._failure = await self._explain(cause)
             _log.error("sandbox failed", phase=self._phase, error=str(self._failure))
         finally:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _PERIPHERALS = "/machine/peripheral"
 _PREFIX = "share-"
+_COMMON_END_S = 1.0
 
 
 class QemuMachine:
@@ -202,6 +203,9 @@ class QemuMachine:
         """Reap a virtiofsd, and say so if its device is still in use."""
         await wait_exit(os.pidfd_open(daemon.pid))
         daemon.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_COMMON_END_S):  # both are killed when a sandbox ends
+                await self._has_ended.wait()
         if device_id in self._record.devices and not self._has_ended.is_set():
             said = read_tail(Path(self._directory) / "virtiofsd.log")
             log.get().error("virtiofsd died", sandbox=self.vm.sandbox_id, device=device_id, said=said)
