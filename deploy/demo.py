@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -62,8 +62,9 @@ def show(stack: Stack) -> int:
         print(f"  {ctr.stdout.readline().rstrip()}    (first line after {time.monotonic() - began:.2f} s)")
         show_processes(stack)
         print("demo: one line into its standard input, then the end")
-        ctr.stdin.write("a line from the host\n")
-        ctr.stdin.close()
+        with suppress(BrokenPipeError):  # if it never ran, its own words come below
+            ctr.stdin.write("a line from the host\n")
+            ctr.stdin.close()
         for line in ctr.stdout:
             print(f"  {line.rstrip()}")
     print(f"demo: the container ended with status {ctr.returncode} after {time.monotonic() - began:.2f} s in all")

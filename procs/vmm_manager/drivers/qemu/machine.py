@@ -170,6 +170,9 @@ class QemuMachine:
                 chardev=device_id,
                 tag=request.spec.tag,
             )
+        except HypervisorError as err:
+            said = read_tail(Path(self._directory) / virtiofsd.LOG).strip()
+            raise HypervisorError(f"{err.message}; virtiofsd said: {said or 'nothing'}") from err
         except DeadlineError:
             if device_id not in {device.hypervisor_id for device in await self.present_devices()}:
                 raise
@@ -207,7 +210,7 @@ class QemuMachine:
             async with asyncio.timeout(_COMMON_END_S):  # both are killed when a sandbox ends
                 await self._has_ended.wait()
         if device_id in self._record.devices and not self._has_ended.is_set():
-            said = read_tail(Path(self._directory) / "virtiofsd.log")
+            said = read_tail(Path(self._directory) / virtiofsd.LOG)
             log.get().error("virtiofsd died", sandbox=self.vm.sandbox_id, device=device_id, said=said)
 
     async def _watch_end(self) -> None:
