@@ -78,7 +78,7 @@ test-soak: setup ## what takes longer than a gate may
 	@$(PYTEST) -q -m soak tests
 
 bench: setup ## measure against runc and against the bare boot, in one run
-	@$(BIN)/python bench/run.py
+	@$(BIN)/python -m bench.run
 
 wheel: venv ## build the wheel into dist/
 	@rm -rf build/lib build/bdist* dist

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def running(stack: Stack, script: str = "exec sleep 1000") -> Iterator[str]:
+def running(stack: Stack, script: str = "exec sleep 1000", runtime: str = RUNTIME) -> Iterator[str]:
     """A detached container; killed and removed at the end."""
     name = f"t{uuid.uuid4().hex[:8]}"
-    stack.ctr("run", "-d", "--runtime", RUNTIME, IMAGE, name, "sh", "-c", script, check=True)
+    stack.ctr("run", "-d", "--runtime", runtime, IMAGE, name, "sh", "-c", script, check=True)
     try:
         yield name
     finally:

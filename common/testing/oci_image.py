@@ -59,10 +59,15 @@ def write(target: Path) -> None:
 
 
 def _layer() -> bytes:
+    files, links = busybox_tree()
+    return _tar({**files, **_FILES}, directories=_DIRECTORIES, links=links)
+
+
+def busybox_tree() -> tuple[dict[str, bytes], dict[str, str]]:
+    """Return busybox as a file, and a link per applet, by their paths in a root file system."""
     listed = subprocess.run([_BUSYBOX, "--list"], check=True, capture_output=True, text=True)
     applets = [name for name in listed.stdout.split() if name != "busybox"]
-    files = {"bin/busybox": Path(_BUSYBOX).read_bytes(), **_FILES}
-    return _tar(files, directories=_DIRECTORIES, links={f"bin/{name}": "busybox" for name in applets})
+    return {"bin/busybox": Path(_BUSYBOX).read_bytes()}, {f"bin/{name}": "busybox" for name in applets}
 
 
 def _tar(

@@ -1,0 +1,1 @@
+"""The benchmark: ratios against named peers, all measured in one run."""
