@@ -7,7 +7,7 @@ them. Source: Documentation/admin-guide/cgroup-v2.rst.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import select
 import time
@@ -56,6 +56,8 @@ def processes(sandbox_id: str) -> list[int]:
 def kill(sandbox_id: str) -> None:
     """Kill all processes of a sandbox, wait until they are gone, remove the cgroup; a missing one is fine.
 
+    The shim, its `delete` and the VM manager may do so at once: what one of them has removed is gone for all.
+
     Raises:
         TimeoutError: a process does not end.
     """
@@ -63,11 +65,11 @@ def kill(sandbox_id: str) -> None:
     try:
         with open(f"{directory}/cgroup.kill", "w") as file:
             file.write("1")
-    except FileNotFoundError:
-        return
-    _wait_empty(directory)
-    with contextlib.suppress(FileNotFoundError):
+        _wait_empty(directory)
         os.rmdir(directory)
+    except OSError as err:
+        if err.errno not in (errno.ENOENT, errno.ENODEV):  # ENODEV: removed while one of its files is open
+            raise
 
 
 def _wait_empty(directory: str) -> None:

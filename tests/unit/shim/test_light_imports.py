@@ -99,3 +99,9 @@ def test_start_imports_nothing_heavy_until_the_server_begins(root: Path) -> None
     assert HEAVY.isdisjoint(caller)
     assert "procs.shim.launch" in server
     assert (HEAVY - {"enum"}).isdisjoint(server), "signal makes enums, and asyncio imports it next"
+
+
+def test_the_vm_is_asked_for_without_asyncio_and_logging() -> None:
+    program = "import sys; import procs.shim.order; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
+    assert {"asyncio", "logging", "structlog", "ssl"}.isdisjoint(done.stdout.split())
