@@ -21,7 +21,7 @@ SOURCES := $(shell find common guest -name '*.py' 2>/dev/null)
 .PHONY: help setup packages venv image demo test lint type test-unit test-process test-vm test-e2e test-soak bench wheel install clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: packages venv image ## install Debian packages, make the venv, build the guest image
 
