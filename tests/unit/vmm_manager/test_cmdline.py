@@ -1,0 +1,81 @@
+"""QEMU's command line, piece by piece."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from common.channel import STREAM_PORTS
+from common.config import QemuConfig
+from procs.vmm_manager.drivers.qemu import cmdline, virtiofsd
+
+
+def argv(sandbox_id: str = "s1", accelerator: str = "tcg", **config: object) -> list[str]:
+    used = QemuConfig(kernel="/k", initrd="/i", **config)  # type: ignore[arg-type]
+    return cmdline.QemuCommand(sandbox_id=sandbox_id, config=used, accelerator=accelerator, qmp_fd=7).argv()
+
+
+def values(arguments: list[str], option: str) -> list[str]:
+    return [value for name, value in itertools.pairwise(arguments) if name == option]
+
+
+def test_memory_is_shared_with_virtiofsd() -> None:
+    arguments = argv(default_memory=300)
+    assert values(arguments, "-object") == ["memory-backend-memfd,id=ram,size=300M,share=on"]
+    assert "memory-backend=ram" in values(arguments, "-machine")[0]
+
+
+@pytest.mark.parametrize(("accelerator", "cpu"), [("kvm", "host"), ("tcg", "max,la57=off")])
+def test_the_processor_fits_the_accelerator(accelerator: str, cpu: str) -> None:
+    arguments = argv(accelerator=accelerator)
+    assert values(arguments, "-cpu") == [cpu]
+    assert f"accel={accelerator}" in values(arguments, "-machine")[0]
+
+
+def test_every_port_has_a_socket_of_its_own() -> None:
+    devices = values(argv(), "-device")
+    ports = [device for device in devices if device.startswith("virtserialport")]
+    assert len(ports) == STREAM_PORTS + 1
+    assert "name=kata.agent" in ports[0]
+    assert len({port.split("chardev=")[1].split(",")[0] for port in ports}) == len(ports)
+    assert all(",nr=0," not in port for port in ports), "port 0 is a console's"
+
+
+def test_hotplug_buses_are_where_their_paths_say() -> None:
+    devices = values(argv(), "-device")
+    for bus in cmdline.HOTPLUG_BUSES:
+        (port,) = [device for device in devices if f"id={bus}," in device]
+        slot = int(port.rsplit("addr=", 1)[1], 16)
+        assert cmdline.pci_path(bus) == f"{slot:02x}/00"
+
+
+def test_configuration_cannot_add_options() -> None:
+    assert values(argv("a,b=c"), "-name") == ["a,,b=c,debug-threads=on"]
+
+
+def test_the_users_kernel_parameters_come_last() -> None:
+    (parameters,) = values(argv(kernel_params="quiet=no x=1"), "-append")
+    assert parameters.endswith(" quiet=no x=1")
+
+
+def test_seccomp_is_qemus_only_if_configured() -> None:
+    assert values(argv(), "-sandbox") == []
+    assert values(argv(seccompsandbox="on,spawn=deny"), "-sandbox") == ["on,spawn=deny"]
+
+
+def test_a_panic_leaves_qemu_paused_so_that_the_console_can_be_read() -> None:
+    arguments = argv()
+    assert values(arguments, "-action") == ["reboot=shutdown,shutdown=pause,panic=pause"]
+    assert values(arguments, "-chardev")[0].startswith("ringbuf,id=console,")
+
+
+@pytest.mark.parametrize(
+    ("mountinfo", "sandbox"),
+    [
+        (["1 0 8:1 / / rw - ext4 /dev/a rw", "2 1 0:5 / /proc rw - proc proc rw"], "namespace"),
+        (["2 1 0:5 / /proc rw - proc proc rw"], "chroot"),
+    ],
+)
+def test_virtiofsd_is_as_isolated_as_the_root_allows(mountinfo: list[str], sandbox: str) -> None:
+    assert virtiofsd._sandbox(mountinfo) == sandbox
