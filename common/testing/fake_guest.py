@@ -202,6 +202,8 @@ class FakeGuest:
                 start_new_session=True,
             )
         except OSError as err:
+            for stream in filter(None, (running.stdout, running.stderr)):
+                self._ports[port_of(stream)][1].write(HEADER.pack(stream, 0))
             running.status.set_result(255)
             raise Refusal(status.INTERNAL, f"executable file `{running.spec.args[0]}` not found") from err
         self._group.create_task(self._see_through(running, running.child))

@@ -31,6 +31,9 @@ KILLED = 128 + SIGKILL
 DRAIN_TIMEOUT_S = 10
 """How long a client may take to read the rest of the output before the exit is told without it (runc's figure)."""
 
+REFUSED_TIMEOUT_S = 1
+"""How long the guest may take to end the streams of a process that it could not start."""
+
 _log = log.get()
 
 
@@ -80,7 +83,7 @@ class GuestProcess:
         try:
             await begin()
         except BaseException:
-            await self._stop_streams(0)
+            await self._stop_streams(REFUSED_TIMEOUT_S)
             self._end(UNKNOWN_STATUS)
             raise
         else:

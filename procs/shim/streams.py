@@ -160,20 +160,13 @@ class Streams:
             ExhaustedError: there are not enough.
         """
         self._ports = ports
+        for path in {self._stdout, self._stderr} - {""}:
+            self._outlets[path] = fifos.Outlet(path)
         if self._stdin or self._stdout or self._is_terminal:
             self._main = ports.take(self._group)
-            self._main.has_output = bool(self._stdout) or self._is_terminal
         if self._stderr:
             self._error = ports.take(self._group)
-            self._error.has_output = True
-        for path in filter(None, (self._stdout, self._stderr)):
-            self._outlets[path] = fifos.Outlet(path)
-        main = self._main.stream if self._main else 0
-        return StreamNumbers(
-            stdin=main if self._stdin or self._is_terminal else 0,
-            stdout=main if self._stdout or self._is_terminal else 0,
-            stderr=self._error.stream if self._error else 0,
-        )
+        return self._numbers()
 
     async def pump_output(self) -> None:
         """Carry output to the clients until the guest has ended every stream, or the VM is gone."""
@@ -220,6 +213,18 @@ class Streams:
         for outlet in self._outlets.values():
             outlet.close()
         self._outlets.clear()
+
+    def _numbers(self) -> StreamNumbers:
+        """Name the streams for the guest, which from then on owes an end for each output."""
+        numbers = StreamNumbers(
+            stdin=self._main.stream if self._main and (self._stdin or self._is_terminal) else 0,
+            stdout=self._main.stream if self._main and (self._stdout or self._is_terminal) else 0,
+            stderr=self._error.stream if self._error else 0,
+        )
+        for use, number in ((self._main, numbers.stdout), (self._error, numbers.stderr)):
+            if use is not None:
+                use.has_output = number != 0
+        return numbers
 
 
 async def _pump_out(use: PortUse, outlet: fifos.Outlet | None) -> None:

@@ -332,6 +332,19 @@ async def test_a_command_that_is_missing_fails_at_start(stand: ShimStand) -> Non
 
 
 @stand_test
+async def test_execs_that_fail_cost_no_port(stand: ShimStand) -> None:
+    shim = await started(stand)
+    await shim.create("sleep", "1000")
+    await shim.start()
+    for number in range(6):
+        exec_id, path = f"e{number}", stand.fifo(f"out{number}")
+        await shim.exec(exec_id, "no-such-command", stdout=path, stderr=path)
+        with pytest.raises(KataError, match="executable file `no-such-command` not found"):
+            await shim.start(exec_id)
+        assert (await shim.delete(exec_id)).exit_status == 255
+
+
+@stand_test
 async def test_pids_and_connect_name_the_vmm(stand: ShimStand) -> None:
     shim = await started(stand)
     request = task.IdRequest(id=stand.id)
