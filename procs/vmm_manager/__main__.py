@@ -27,11 +27,15 @@ def main() -> int:
 
     async def serve() -> None:
         name = service_name(arguments.hypervisor)
+        driver, publisher, workers = DRIVERS[arguments.hypervisor](), Publisher(name), Workers()
+        registry = Registry(driver, publisher, workers)
         server = BusServer(name, gauges=lambda: {"vms": float(len(registry.vms()))})
-        async with server, Publisher(name) as publisher, Workers() as workers:
-            registry = Registry(DRIVERS[arguments.hypervisor](), publisher, workers)
+        is_recovered = asyncio.Event()
+        VmmService(registry, is_recovered).register(server)
+        async with server, publisher, workers:
+            workers.spawn(driver.prepare())
             await registry.recover()
-            VmmService(registry).register(server)
+            is_recovered.set()
             await asyncio.Event().wait()
 
     return service.run("kata-vmm-manager", serve, is_debug=arguments.debug)

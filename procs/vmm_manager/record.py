@@ -1,7 +1,8 @@
 """``vm.json``: what must be known of a VM to take it over after a restart.
 
-Written before the VMM is started (``vm`` is None then: a half-made VM, to be killed by its cgroup) and after each
-change, always as a whole: temporary file, fsync, rename. It lies in the run directory, which does not outlive a boot.
+Written before the VMM is started (``vm`` is None then: a half-made VM, to be killed by its cgroup) and before and after
+each change, always as a whole: temporary file, fsync, rename. It lies in the run directory, which does not outlive a
+boot.
 """
 
 from __future__ import annotations
@@ -14,24 +15,25 @@ import msgspec
 
 from common import paths
 from common.config import QemuConfig
-from common.services.vmm import AddedDevice, ShareSpec, Vm
+from common.processes import ProcessIdentity
+from common.services.vmm import ShareSpec, Vm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A device that this manager plugged.
+class DeviceRecord(msgspec.Struct, kw_only=True):
+    """A device that this manager plugged, or is about to.
 
     Attributes:
         bus: the hotplug bus it is on.
-        pci_path: where the guest finds it.
         spec: what was asked for.
+        daemon: the process that serves it; None until it is started.
     """
 
     bus: str
-    pci_path: str
     spec: ShareSpec
+    daemon: ProcessIdentity | None = None
 
 
 class VmRecord(msgspec.Struct, kw_only=True):
@@ -39,20 +41,26 @@ class VmRecord(msgspec.Struct, kw_only=True):
 
     Attributes:
         sandbox_id: whose VM.
+        request_id: the request that it was made for.
+        config: what it is started with; None if the file could not be read.
         vm: what callers are told, or None while it is being started.
-        config: what it was started with.
         next_device: number of the next device; only ever grows, so that no id is used twice in one VM.
         devices: by the hypervisor's id.
     """
 
     sandbox_id: str
-    vm: Vm | None = None
+    request_id: str = ""
     config: QemuConfig | None = None
+    vm: Vm | None = None
     next_device: int = 1
     devices: dict[str, DeviceRecord] = {}
 
     def save(self) -> None:
-        """Write the record so that a reader sees the old one or the new one."""
+        """Write the record so that a reader sees the old one or the new one.
+
+        Raises:
+            FileNotFoundError: the sandbox has been cleaned up.
+        """
         directory = Path(paths.vm_dir(self.sandbox_id))
         temporary = directory / "vm.json.new"
         with temporary.open("wb") as file:
@@ -71,8 +79,3 @@ def load_all() -> Iterator[VmRecord]:
             continue  # its sandbox was just cleaned up
         except msgspec.MsgspecError:
             yield VmRecord(sandbox_id=file.parent.parent.name)
-
-
-def added(hypervisor_id: str, record: VmRecord) -> AddedDevice:
-    """Return what a caller is told of a device that was plugged."""
-    return AddedDevice(hypervisor_id=hypervisor_id, pci_path=record.devices[hypervisor_id].pci_path)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from common import log, paths
-from common.errors import BugError, HypervisorError, KataError, NotFoundError
+from common.errors import BugError, HypervisorError, KataError, NotFoundError, UnsupportedError
 from common.linux import cgroup
 from common.services.vmm import DEVICE_REMOVED, VM_EXITED, DeviceRemoved, VmExited, VmStatus
 from procs.vmm_manager import record as records
@@ -39,8 +40,8 @@ class Registry:
         self._driver = driver
         self._publisher = publisher
         self._workers = workers
-        self._machines: dict[str, tuple[Machine, VmRecord]] = {}
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._machines: dict[str, Machine] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._epitaphs: OrderedDict[str, VmStatus] = OrderedDict()
 
     def machine(self, sandbox_id: str) -> Machine:
@@ -49,23 +50,19 @@ class Registry:
         Raises:
             NotFoundError: it has none.
         """
-        return self._entry(sandbox_id)[0]
+        if sandbox_id not in self._machines:
+            raise NotFoundError(f"sandbox {sandbox_id} has no running VM")
+        return self._machines[sandbox_id]
 
     def vms(self) -> tuple[Vm, ...]:
         """Return every running VM."""
-        return tuple(machine.vm for machine, _ in self._machines.values())
+        return tuple(machine.vm for machine in self._machines.values() if machine.is_running)
 
     async def recover(self) -> None:
         """Take over what an earlier manager left; end what cannot be taken over."""
-        for record in records.load_all():
-            machine = await self._driver.adopt(record, self._workers, self._announcer(record.sandbox_id))
-            if machine is not None:
-                log.get().info("VM taken over", sandbox=record.sandbox_id)
-                self._enter(machine, record)
-            else:
-                log.get().info("remains of a VM removed", sandbox=record.sandbox_id)
-                await _remove_remains(record.sandbox_id)
-                await self._publisher.publish(VM_EXITED, VmExited(sandbox_id=record.sandbox_id))
+        async with asyncio.TaskGroup() as group:
+            for record in records.load_all():
+                group.create_task(self._recover(record))
 
     async def create(self, request: CreateVm) -> Vm:
         """Start a VM; a sandbox that has one keeps it, so that the call may be repeated.
@@ -75,54 +72,81 @@ class Registry:
             HypervisorError: the VM did not start; nothing of it is left.
         """
         sandbox_id = request.sandbox_id
-        async with self._locks[sandbox_id]:
-            if sandbox_id in self._machines:
-                return self._machines[sandbox_id][0].vm
+        async with self._lock(sandbox_id):
+            machine = self._machines.get(sandbox_id)
+            if machine is not None and machine.is_running:
+                return machine.vm
+            if machine is not None:
+                await self._bury(machine, sandbox_id)
             if not Path(paths.sandbox_dir(sandbox_id)).is_dir():
                 raise NotFoundError(f"sandbox {sandbox_id} has no directory", hint="its shim makes it in `start`")
+            self._epitaphs.pop(sandbox_id, None)
             await _remove_remains(sandbox_id)
-            record = VmRecord(sandbox_id=sandbox_id)
             try:
-                Path(paths.vm_dir(sandbox_id)).mkdir(mode=0o700)
-                cgroup.create(sandbox_id)
-                record.save()
-                machine = await self._driver.start(record, request.config, self._workers, self._announcer(sandbox_id))
+                machine = await self._start(request)
             except OSError as err:
                 await _remove_remains(sandbox_id)
                 raise HypervisorError(f"cannot start the VM of {sandbox_id}: {err}") from err
             except BaseException:
                 await _remove_remains(sandbox_id)
                 raise
-            self._enter(machine, record)
+            self._enter(machine, sandbox_id)
             return machine.vm
 
     async def describe(self, sandbox_id: str) -> VmStatus:
-        """Return what is true of a VM now, or was at its end."""
+        """Return what is true of a VM now, or was at its end.
+
+        Raises:
+            NotFoundError: the sandbox has none and had none.
+        """
+        if sandbox_id in self._machines:
+            return await _status(self._machines[sandbox_id])
         if sandbox_id in self._epitaphs:
             return self._epitaphs[sandbox_id]
-        return await _status(self.machine(sandbox_id))
+        raise NotFoundError(f"sandbox {sandbox_id} has no VM")
 
     async def destroy(self, sandbox_id: str) -> None:
         """End a VM and wait until nothing of it is left; a sandbox without one is fine."""
-        async with self._locks[sandbox_id]:
-            entry = self._machines.get(sandbox_id)
-            if entry is not None:
-                await asyncio.to_thread(cgroup.kill, sandbox_id)
-                await entry[0].wait_end()
+        async with self._lock(sandbox_id):
             await _remove_remains(sandbox_id)
+            if sandbox_id in self._machines:
+                await self._machines[sandbox_id].wait_end()
+                await self._bury(self._machines[sandbox_id], sandbox_id)
             self._epitaphs.pop(sandbox_id, None)
-        self._locks.pop(sandbox_id, None)
 
     async def add_device(self, request: AddDevice) -> AddedDevice:
         """Plug a device into a running VM."""
-        machine, record = self._entry(request.sandbox_id)
-        hypervisor_id = await machine.add_device(request)
-        return records.added(hypervisor_id, record)
+        if not self._driver.capabilities.has_file_sharing:
+            raise UnsupportedError(f"{self._driver.name} cannot share a directory with a running guest")
+        try:
+            return await self.machine(request.sandbox_id).add_device(request)
+        except OSError as err:
+            raise HypervisorError(f"cannot plug a device into {request.sandbox_id}: {err}") from err
 
-    def _entry(self, sandbox_id: str) -> tuple[Machine, VmRecord]:
-        if sandbox_id not in self._machines:
-            raise NotFoundError(f"sandbox {sandbox_id} has no running VM")
-        return self._machines[sandbox_id]
+    def _lock(self, sandbox_id: str) -> asyncio.Lock:
+        """Return the lock of a sandbox, which lives as long as somebody holds it or waits for it."""
+        return self._locks.setdefault(sandbox_id, asyncio.Lock())
+
+    async def _recover(self, record: VmRecord) -> None:
+        sandbox_id = record.sandbox_id
+        with log.bound(request=record.request_id, sandbox=sandbox_id):
+            machine = None
+            with suppress(FileNotFoundError):  # the sandbox is being cleaned up
+                machine = await self._driver.adopt(record, self._workers, self._announcer(sandbox_id))
+            if machine is not None:
+                log.get().info("VM taken over")
+                self._enter(machine, sandbox_id)
+                return
+            log.get().info("remains of a VM found")
+            await _try_remove_remains(sandbox_id)
+            await self._publisher.publish(VM_EXITED, VmExited(sandbox_id=sandbox_id))
+
+    async def _start(self, request: CreateVm) -> Machine:
+        record = VmRecord(sandbox_id=request.sandbox_id, request_id=log.request_id.get(), config=request.config)
+        Path(paths.vm_dir(request.sandbox_id)).mkdir(mode=0o700)
+        cgroup.create(request.sandbox_id)
+        record.save()
+        return await self._driver.start(record, self._workers, self._announcer(request.sandbox_id))
 
     def _announcer(self, sandbox_id: str) -> Callable[[str], None]:
         def announce(hypervisor_id: str) -> None:
@@ -131,17 +155,23 @@ class Registry:
 
         return announce
 
-    def _enter(self, machine: Machine, record: VmRecord) -> None:
-        self._machines[record.sandbox_id] = (machine, record)
-        self._workers.spawn(self._watch(machine, record.sandbox_id))
+    def _enter(self, machine: Machine, sandbox_id: str) -> None:
+        self._machines[sandbox_id] = machine
+        self._workers.spawn(self._watch(machine, sandbox_id))
 
     async def _watch(self, machine: Machine, sandbox_id: str) -> None:
         """Wait for the end of a VM and clean up after it."""
         await machine.wait_end()
+        async with self._lock(sandbox_id):
+            if self._machines.get(sandbox_id) is machine:
+                await self._bury(machine, sandbox_id)
+
+    async def _bury(self, machine: Machine, sandbox_id: str) -> None:
+        """Remember how a VM ended, remove what is left of it, tell whoever listens; the sandbox's lock is held."""
         if Path(paths.sandbox_dir(sandbox_id)).is_dir():
-            self._remember(await _status(machine, is_running=False))
-        await _remove_remains(sandbox_id)
+            self._remember(await _status(machine))
         del self._machines[sandbox_id]
+        await _try_remove_remains(sandbox_id)
         log.get().info("VM ended", sandbox=sandbox_id)
         await self._publisher.publish(VM_EXITED, VmExited(sandbox_id=sandbox_id))
 
@@ -151,22 +181,23 @@ class Registry:
             self._epitaphs.popitem(last=False)
 
 
-async def _status(machine: Machine, *, is_running: bool = True) -> VmStatus:
+async def _status(machine: Machine) -> VmStatus:
     runstate = "gone"
-    if is_running:
+    if machine.is_running:
         with suppress(KataError):
             runstate = await machine.runstate()
+    console_tail = await machine.console_tail()
     return VmStatus(
         vm=machine.vm,
-        is_running=is_running,
+        is_running=machine.is_running,
         runstate=runstate,
-        console_tail=await machine.console_tail(),
+        console_tail=console_tail,
         log_tail=machine.log_tail(),
     )
 
 
 async def _remove_remains(sandbox_id: str) -> None:
-    """Kill all processes of a VM and remove its directory.
+    """Kill all processes of a VM and remove its directory. The shim's `delete` may be doing the same.
 
     Raises:
         BugError: a process does not end; what it holds is left alone.
@@ -175,5 +206,17 @@ async def _remove_remains(sandbox_id: str) -> None:
         await asyncio.to_thread(cgroup.kill, sandbox_id)
     except TimeoutError as err:
         raise BugError(str(err)) from err
-    with suppress(FileNotFoundError):
-        shutil.rmtree(paths.vm_dir(sandbox_id))
+    shutil.rmtree(paths.vm_dir(sandbox_id), onerror=_accept_missing)
+
+
+async def _try_remove_remains(sandbox_id: str) -> None:
+    try:
+        await _remove_remains(sandbox_id)
+    except BugError as err:
+        log.get().error("remains of a VM stay", sandbox=sandbox_id, error=str(err))
+
+
+def _accept_missing(_: object, path: str, failure: tuple[type[BaseException], BaseException, object]) -> None:
+    """Let ``shutil.rmtree`` go on when somebody else has removed a file."""
+    if not isinstance(failure[1], FileNotFoundError):
+        raise failure[1]

@@ -26,7 +26,6 @@ from common.config import QemuConfig
 from common.errors import AlreadyExistsError, HypervisorError, NotFoundError, UnavailableError
 from common.linux import cgroup
 from common.services import vmm
-from common.services.health import HEALTH
 from common.testing.stack import GUEST
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ class Manager:
         )
         while True:
             try:
-                await self._bus.call(SERVICE, HEALTH, Empty(), timeout_s=_TIMEOUT_S)
+                await self.vms()  # answered when it knows what it owns
             except UnavailableError:
                 continue
             return

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from common.config import QemuConfig
-    from common.services.vmm import AddDevice, PresentDevice, Vm
+    from common.services.vmm import AddDevice, AddedDevice, PresentDevice, Vm
     from common.workers import Workers
     from procs.vmm_manager.record import VmRecord
 
@@ -27,11 +26,9 @@ class Capabilities:
 
     Attributes:
         has_file_sharing: virtio-fs can be hot-plugged.
-        hotplug_buses: how many devices can be plugged at a time.
     """
 
     has_file_sharing: bool
-    hotplug_buses: int
 
 
 class Machine(Protocol):
@@ -41,8 +38,12 @@ class Machine(Protocol):
     def vm(self) -> Vm:
         """What callers are told of it."""
 
-    async def add_device(self, request: AddDevice) -> str:
-        """Plug a device; return the hypervisor's id, whose entry is then in the record."""
+    @property
+    def is_running(self) -> bool:
+        """Whether its VMM lives."""
+
+    async def add_device(self, request: AddDevice) -> AddedDevice:
+        """Plug a device; it is in the record before the hypervisor hears of it."""
 
     async def remove_device(self, hypervisor_id: str) -> None:
         """Ask the guest to let a device go; returns when the request is accepted."""
@@ -54,10 +55,10 @@ class Machine(Protocol):
         """Return the hypervisor's word for the VM's state, for example ``running``."""
 
     async def console_tail(self) -> str:
-        """Return the last of what the guest printed, made safe to show."""
+        """Return the last of what the guest printed, made safe to show; also after the VM's end."""
 
     def log_tail(self) -> str:
-        """Return the last of what the VMM itself printed."""
+        """Return the last of what the VMM itself printed, made safe to show; also after its end."""
 
     async def wait_end(self) -> None:
         """Wait until the VMM is gone."""
@@ -69,10 +70,17 @@ class Driver(Protocol):
     name: str
     capabilities: Capabilities
 
-    async def start(
-        self, record: VmRecord, config: QemuConfig, workers: Workers, on_removed: Callable[[str], None]
-    ) -> Machine:
-        """Start a VM in the record's directory and cgroup; leaves nothing behind if it fails."""
+    async def prepare(self) -> None:
+        """Do at the manager's start, beside all else, what the first VM would have to wait for."""
+
+    async def start(self, record: VmRecord, workers: Workers, on_removed: Callable[[str], None]) -> Machine:
+        """Start a VM with the record's configuration, in its directory and cgroup.
+
+        Args:
+            record: of the new VM, which the machine keeps up to date.
+            workers: who runs what the machine does in the background.
+            on_removed: called with the hypervisor's id of each device that is gone.
+        """
 
     async def adopt(self, record: VmRecord, workers: Workers, on_removed: Callable[[str], None]) -> Machine | None:
-        """Take over the VM of a record; None if its VMM is gone."""
+        """Take over the running VM of a record; None if there is none."""

@@ -10,6 +10,9 @@ Decisions that are visible here:
 - *Hotplug buses* are PCIe root ports at fixed addresses, so that the guest's path of a device is known: ``04/00`` is
   slot 0 behind the port at slot 4. pcie.0 itself takes no hotplug (docs/pcie.txt in QEMU).
 - *RAM* is a shared memfd, since virtiofsd maps the guest's pages.
+- *Escaping.* ``-kernel``, ``-initrd`` and ``-append`` take a string as it is; only ``-name`` puts a foreign value into
+  an option list. ``-sandbox`` takes the configuration's value, which is itself such a list.
+- *enable_debug* has the guest's kernel print everything, and QEMU what it thinks of the guest.
 
 Sources: qemu(1); QEMU's docs/interop/vhost-user.rst for the memory; tests on 7.2.
 """
@@ -17,6 +20,7 @@ Sources: qemu(1); QEMU's docs/interop/vhost-user.rst for the memory; tests on 7.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from common import guest_cmdline
@@ -59,7 +63,8 @@ class QemuCommand:
 
     def argv(self) -> list[str]:
         """Return the arguments, program first."""
-        return [self.config.path, *self._machine(), *self._boot(), *self._console(), *self._channel(), *self._buses()]
+        parts = (self._machine(), self._boot(), self._console(), self._monitor(), self._channel(), self._buses())
+        return [self.config.path, *chain.from_iterable(parts)]
 
     def _machine(self) -> Iterator[str]:
         config = self.config
@@ -72,13 +77,18 @@ class QemuCommand:
         yield from ("-action", "reboot=shutdown,shutdown=pause,panic=pause")
         if config.seccompsandbox:
             yield from ("-sandbox", config.seccompsandbox)
+        if config.enable_debug:
+            yield from ("-d", "guest_errors,unimp")
 
     def _boot(self) -> Iterator[str]:
         yield from ("-kernel", self.config.kernel, "-initrd", self.config.initrd)
-        yield from ("-append", guest_cmdline.parameters(self.config.kernel_params))
+        parameters = f"debug {self.config.kernel_params}" if self.config.enable_debug else self.config.kernel_params
+        yield from ("-append", guest_cmdline.parameters(parameters.strip()))
 
     def _console(self) -> Iterator[str]:
         yield from ("-chardev", f"ringbuf,id={CONSOLE},size={CONSOLE_SIZE}", "-serial", f"chardev:{CONSOLE}")
+
+    def _monitor(self) -> Iterator[str]:
         yield from (
             "-chardev",
             f"socket,id=qmp,fd={self.qmp_fd},server=on,wait=off",

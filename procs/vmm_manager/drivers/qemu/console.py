@@ -1,7 +1,7 @@
-"""The guest's console: the last 64 KiB of what it printed, and how to show that to a person.
+"""The guest's console: the last 64 KiB of what it printed.
 
-QEMU keeps it in a ring buffer that reading empties; what was read is kept here, in memory and in ``console.log``, so
-that it can be shown again, also after QEMU's end or ours.
+QEMU keeps it in a ring buffer that reading empties; what was read is kept here and in ``console.log``, so that it can
+be shown again, also after QEMU's end. The file never grows beyond the buffer's size.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from common.errors import KataError
-from procs.vmm_manager.drivers import TAIL_SIZE
 from procs.vmm_manager.drivers.qemu.cmdline import CONSOLE, CONSOLE_SIZE
+from procs.vmm_manager.drivers.qemu.output import readable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,19 +37,3 @@ class Console:
                 with suppress(FileNotFoundError):  # the sandbox was cleaned up
                     self._file.write_bytes(self._kept)
         return readable(self._kept)
-
-
-def readable(data: bytes) -> str:
-    """Return the tail of a guest's output as text that cannot command a terminal."""
-    text = data[-TAIL_SIZE:].decode("utf-8", "replace").replace("\r\n", "\n")
-    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
-def read_tail(file: Path) -> str:
-    """Return the readable tail of a log file; empty if there is none."""
-    try:
-        with file.open("rb") as log:
-            log.seek(max(0, file.stat().st_size - TAIL_SIZE))
-            return readable(log.read(TAIL_SIZE))
-    except FileNotFoundError:
-        return ""

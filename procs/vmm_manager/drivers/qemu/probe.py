@@ -1,9 +1,10 @@
 """Whether KVM works here, found out by booting something.
 
-``/dev/kvm`` may open, create VMs and vCPUs, and still be useless: there are hosts on which stock kernels hang. So the
-probe boots the guest's own kernel without a root file system and waits for the panic at the end of its boot; it fails
-if QEMU gives up or the console stays silent for :data:`SILENCE_S`. The verdict holds for one boot of the host and is
-kept in ``probe.json``. Without KVM the VM runs in software emulation (TCG): slow, and supported.
+``/dev/kvm`` may open, create VMs and vCPUs, run a few instructions, and still be useless: there are hosts on which
+stock kernels hang. So the probe boots the guest's own kernel without a root file system and waits for the panic at the
+end of its boot; it fails if QEMU gives up or the console stays silent for :data:`SILENCE_S`. The verdict holds for one
+boot of the host and is kept in ``probe.json``. Without KVM the VM runs in software emulation (TCG): slow, and
+supported.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
     from common.config import QemuConfig
 
 SILENCE_S = 5.0
+KVM = Path("/dev/kvm")
+
 _REACHED_THE_END = b"Unable to mount root fs"
 _KERNEL_PARAMETERS = "console=ttyS0 earlyprintk=ttyS0 panic=-1"
-_KVM = Path("/dev/kvm")
+_KEPT = 8192
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,22 +51,16 @@ class Probe:
         self._verdict: Verdict | None = None
 
     async def accelerator(self, config: QemuConfig) -> str:
-        """Return ``kvm`` or ``tcg``."""
+        """Return ``kvm`` or ``tcg``.
+
+        Raises:
+            OSError: QEMU cannot be run at all; that says nothing about KVM.
+        """
         async with self._lock:
             if self._verdict is None:
-                self._verdict = _remembered() or await self._find(config)
+                self._verdict = _remembered() or await _find(config)
+                log.get().info("accelerator", accelerator=self._verdict.accelerator, reason=self._verdict.reason)
         return self._verdict.accelerator
-
-    async def _find(self, config: QemuConfig) -> Verdict:
-        reason = await _boot_under_kvm(config) if _KVM.exists() else "there is no /dev/kvm"
-        verdict = Verdict(
-            boot_id=identity.boot_id(),
-            accelerator="tcg" if reason else "kvm",
-            reason=reason or "the guest's kernel booted",
-        )
-        log.get().info("accelerator chosen", accelerator=verdict.accelerator, reason=verdict.reason)
-        _file().write_bytes(msgspec.json.encode(verdict))
-        return verdict
 
 
 def _file() -> Path:
@@ -78,9 +75,21 @@ def _remembered() -> Verdict | None:
     return verdict if verdict.boot_id == identity.boot_id() else None
 
 
+async def _find(config: QemuConfig) -> Verdict:
+    reason = await _boot_under_kvm(config) if KVM.exists() else f"there is no {KVM}"
+    verdict = Verdict(
+        boot_id=identity.boot_id(),
+        accelerator="tcg" if reason else "kvm",
+        reason=reason or "the guest's kernel booted",
+    )
+    _file().write_bytes(msgspec.json.encode(verdict))
+    return verdict
+
+
 async def _boot_under_kvm(config: QemuConfig) -> str:
     """Boot the kernel to its end; return why that failed, or nothing."""
     qemu = await asyncio.create_subprocess_exec(
+        *("setpriv", "--pdeathsig", "KILL"),  # alone among our children it must not outlive us
         config.path,
         *("-machine", f"{config.machine_type},accel=kvm", "-cpu", "host", "-m", "256M"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"),
@@ -94,10 +103,10 @@ async def _boot_under_kvm(config: QemuConfig) -> str:
     try:
         while _REACHED_THE_END not in seen:
             async with asyncio.timeout(SILENCE_S):
-                chunk = await qemu.stdout.read(4096)
+                chunk = await qemu.stdout.read(_KEPT)
             if not chunk:
                 return f"QEMU gave up under KVM: {_last_line(seen)}"
-            seen = (seen + chunk)[-8192:]
+            seen = (seen + chunk)[-_KEPT:]
     except TimeoutError:
         return f"a guest hung under KVM after: {_last_line(seen) or 'nothing at all'}"
     finally:

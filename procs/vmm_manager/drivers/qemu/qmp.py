@@ -1,7 +1,9 @@
 """Speaking QMP to one QEMU: bounded commands, our errors, every event to one handler.
 
 Commands are matched to replies by id, so one that we stop waiting for does not shift the others. A command whose
-deadline passed may still take effect: the caller asks QEMU what is true.
+deadline passed may still take effect: the caller asks QEMU what is true. When the connection ends, the client's event
+queue falls silent and says nothing; :meth:`Qmp.wait_lost` does.
+
 Source: QEMU's docs/interop/qmp-spec.rst; the client is the qemu.qmp package.
 """
 
@@ -11,40 +13,43 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError, StateError
+from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate, StateError
 
 from common.errors import DeadlineError, HypervisorError, NotFoundError
+from procs.vmm_manager.drivers.qemu.cmdline import QMP_SOCKET
+from procs.vmm_manager.drivers.qemu.spawn import connect
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Awaitable, Callable
 
 COMMAND_TIMEOUT_S = 10.0
+"""How long a running QEMU may take to answer."""
 
 
 class Qmp:
-    """One connection to one QEMU."""
+    """The connection to the monitor of one QEMU; it may be made again after it was lost."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, directory: str) -> None:
         self._client = QMPClient(name)
+        self._directory = directory
 
-    async def connect(self, connection: socket.socket) -> str:
-        """Negotiate on a connected socket; return QEMU's version.
+    async def connect(self, *, timeout_s: float) -> str:
+        """Connect to the socket in the VM's directory and negotiate; return QEMU's version.
 
         Raises:
-            HypervisorError: what is at the other end is no QEMU, or it went away.
+            HypervisorError: nobody answers there, or no QEMU.
         """
         try:
-            await self._client.connect(connection)
-        except QMPError as err:
+            async with asyncio.timeout(timeout_s):
+                await self._client.connect(connect(self._directory, QMP_SOCKET))
+        except TimeoutError as err:
+            raise HypervisorError(f"QEMU's monitor does not answer within {timeout_s:g} s") from err
+        except (QMPError, OSError) as err:
             raise HypervisorError(f"QEMU's monitor does not answer: {err}") from err
-        greeting = self._client.greeting
-        if greeting is None:
-            raise HypervisorError("QEMU's monitor sent no greeting")
-        version = greeting.QMP.version["qemu"]
+        version: Any = self._client.greeting.QMP.version.get("qemu") if self._client.greeting else None
         if not isinstance(version, dict):
             raise HypervisorError(f"QEMU's monitor names no version: {version!r}")
-        return ".".join(str(version[part]) for part in ("major", "minor", "micro"))
+        return ".".join(str(version.get(part)) for part in ("major", "minor", "micro"))
 
     async def execute(self, command: str, **arguments: object) -> Any:  # noqa: ANN401 - JSON of QEMU's choosing
         """Run a command and return its result.
@@ -66,10 +71,16 @@ class Qmp:
             raise HypervisorError(f"QEMU went away before it answered {command}") from err
 
     async def follow(self, handle: Callable[[str, dict[str, Any]], Awaitable[None]]) -> None:
-        """Hand each event's name and data to a handler, for ever."""
+        """Hand each event's name and data to a handler, for ever, over all connections."""
         async for event in self._client.events:
             data = event.get("data")
             await handle(str(event["event"]), data if isinstance(data, dict) else {})
+
+    async def wait_lost(self) -> None:
+        """Wait until there is no connection."""
+        while self._client.runstate == Runstate.RUNNING:
+            await self._client.runstate_changed()
+        await self.close()
 
     async def close(self) -> None:
         """End the connection; one that QEMU has ended already says so here, which is no news."""

@@ -1,4 +1,4 @@
-"""Starting processes that outlive us, and the sockets that they listen on.
+"""Processes that outlive us, and the sockets that they listen on.
 
 A process of a sandbox runs in a session and cgroup of its own from its first instruction: a shell moves itself into
 the cgroup and becomes the program, so that nothing is forked outside. Listening sockets are bound here and inherited:
@@ -8,11 +8,16 @@ we may connect before the program runs, and nobody waits for a path to appear.
 from __future__ import annotations
 
 import os
+import select
+import signal
 import socket
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
+
+from common.processes import ProcessIdentity, wait_exit
+from procs.vmm_manager.drivers.qemu.output import Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,26 +25,86 @@ if TYPE_CHECKING:
 _ENTER_CGROUP = 'echo 0 > "$0" && exec "$@"'
 
 
-def spawn(argv: Sequence[str], *, cgroup: str, directory: str, log: str, fds: Sequence[int]) -> subprocess.Popen[bytes]:
-    """Start a program detached from us.
+class Process:
+    """A process of a sandbox, started by us or by the manager before us.
 
-    Args:
-        argv: program and arguments.
-        cgroup: directory of the cgroup that it runs in.
-        directory: its working directory.
-        log: file in that directory that gets its output.
-        fds: descriptors that it inherits, under the same numbers.
+    Attributes:
+        identity: by which a later manager knows it.
+        output: what it prints.
     """
-    with (Path(directory) / log).open("ab") as output:
-        return subprocess.Popen(
-            ["/bin/sh", "-c", _ENTER_CGROUP, f"{cgroup}/cgroup.procs", *argv],
-            cwd=directory,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            pass_fds=fds,
-            start_new_session=True,
-        )
+
+    def __init__(
+        self, identity: ProcessIdentity, pidfd: int, output: Output, child: subprocess.Popen[bytes] | None = None
+    ) -> None:
+        self.identity = identity
+        self.output = output
+        self._pidfd = pidfd
+        self._child = child
+
+    @classmethod
+    def start(cls, argv: Sequence[str], *, cgroup: str, directory: str, log: str, fds: Sequence[int]) -> Self:
+        """Start a program detached from us.
+
+        Args:
+            argv: program and arguments.
+            cgroup: directory of the cgroup that it runs in.
+            directory: its working directory.
+            log: the name of its output there.
+            fds: descriptors that it inherits, under the same numbers.
+        """
+        output = Output(Path(directory) / log)
+        try:
+            child = subprocess.Popen(
+                ["/bin/sh", "-c", _ENTER_CGROUP, f"{cgroup}/cgroup.procs", *argv],
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=output.fd,
+                stderr=output.fd,
+                pass_fds=fds,
+                start_new_session=True,
+            )
+        except OSError:
+            output.close()
+            raise
+        return cls(ProcessIdentity.of(child.pid), os.pidfd_open(child.pid), output, child)
+
+    @classmethod
+    def find(cls, identity: ProcessIdentity, *, directory: str, log: str) -> Self | None:
+        """Return the process that an earlier manager started, or None if it has ended."""
+        pidfd = identity.open_pidfd()
+        return None if pidfd is None else cls(identity, pidfd, Output(Path(directory) / log))
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        if self._pidfd < 0:
+            return False
+        waiter = select.poll()
+        waiter.register(self._pidfd, select.POLLIN)
+        return not waiter.poll(0)
+
+    async def wait(self) -> None:
+        """Wait until it has ended; reap it if it is our child, and close what we held of it."""
+        if self._pidfd < 0:
+            return
+        await wait_exit(os.dup(self._pidfd))
+        if self._pidfd >= 0:  # the first of those who wait
+            os.close(self._pidfd)
+            self._pidfd = -1
+            self.output.close()
+            if self._child is not None:
+                self._child.wait()
+
+    def kill(self) -> None:
+        """End it at once; one that has ended is fine."""
+        if self.is_running:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def end(self) -> None:
+        """Kill it and wait for its end."""
+        self.kill()
+        await self.wait()
 
 
 @contextmanager

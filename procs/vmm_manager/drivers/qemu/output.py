@@ -1,0 +1,54 @@
+"""What QEMU and virtiofsd print, bounded.
+
+A guest can make both complain for ever: QEMU writes a line for each malformed message on virtio-serial's control
+queue. So their output goes into a FIFO and not into a file on the run directory's tmpfs. It is opened for reading and
+writing, so it has a reader whether this manager runs or not, and non-blocking: when its 64 KiB are full, further lines
+are dropped and nobody waits (pipe(7), fifo(7)). What is in it stays as long as the process or this manager holds it
+open, so the last words of a process can be read after its end, and a manager that starts again finds them by name.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from procs.vmm_manager.drivers import TAIL_SIZE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_CAPACITY = 64 << 10
+
+
+class Output:
+    """The output of one process; closed by whoever made it.
+
+    Attributes:
+        fd: to be the process's standard output and error.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with suppress(FileExistsError):
+            os.mkfifo(path, 0o600)
+        self.fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._kept = b""
+
+    def tail(self) -> str:
+        """Return the last of what was printed so far, made safe to show."""
+        if self.fd >= 0:
+            with suppress(BlockingIOError):  # nothing new
+                self._kept = (self._kept + os.read(self.fd, _CAPACITY))[-TAIL_SIZE:]
+        return readable(self._kept)
+
+    def close(self) -> None:
+        """Stop listening; what was printed is still known."""
+        self.tail()
+        os.close(self.fd)
+        self.fd = -1
+
+
+def readable(data: bytes) -> str:
+    """Return the tail of what a guest had a hand in as text that cannot command a terminal."""
+    text = data[-TAIL_SIZE:].decode("utf-8", "replace").replace("\r\n", "\n")
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
