@@ -18,6 +18,10 @@ PACKAGES := /usr/bin/qemu-system-x86_64:qemu-system-x86 /usr/lib/qemu/virtiofsd:
 
 SOURCES := $(shell find common guest -name '*.py' 2>/dev/null)
 
+# containerd executes the shim with its own environment, in the bundle, for each start and delete: -I ignores both, and
+# pip's script imports a module of regular expressions first.
+launcher = printf '\#!%s/python -I\nimport sys\nfrom procs.shim.cli import main\nsys.exit(main())\n' $(1) > $(or $(2),$(1))/containerd-shim-kata-v2
+
 .PHONY: help setup packages venv image demo test lint type test-unit test-process test-vm test-e2e test-soak bench wheel install clean
 
 help: ## list the targets
@@ -40,6 +44,7 @@ $(VENV)/.ready: requirements/dev.lock pyproject.toml | packages
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.lock
 	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation --editable . --config-settings editable_mode=compat
+	@$(call launcher,$(CURDIR)/$(BIN))
 	@touch $@
 
 image: venv $(GUEST)/.ready ## build the guest's kernel and initrd from Debian packages
@@ -88,6 +93,7 @@ install: wheel image ## install below DESTDIR and PREFIX (default /opt/pykata)
 	@$(PYTHON) -m venv $(DESTDIR)$(PREFIX)
 	@$(DESTDIR)$(PREFIX)/bin/pip install -q --require-hashes -r requirements/runtime.lock
 	@$(DESTDIR)$(PREFIX)/bin/pip install -q --no-deps dist/pykata-*.whl
+	@$(call launcher,$(PREFIX)/bin,$(DESTDIR)$(PREFIX)/bin)
 	@install -D -m 0644 supervisord.conf $(DESTDIR)$(PREFIX)/supervisord.conf
 	@install -D -m 0644 $(GUEST)/vmlinux $(DESTDIR)$(PREFIX)/guest/vmlinux
 	@install -D -m 0644 $(GUEST)/initrd.img $(DESTDIR)$(PREFIX)/guest/initrd.img

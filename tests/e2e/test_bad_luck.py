@@ -9,7 +9,6 @@ import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 
 from common.testing.containers import execute, running
@@ -17,6 +16,8 @@ from common.testing.stack import IMAGE, RUNTIME, SERVICES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    import psutil
 
     from common.testing.stack import Stack
 
