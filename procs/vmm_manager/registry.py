@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from common.workers import Workers
     from procs.vmm_manager.drivers import Driver, Machine
 
-_MAX_EPITAPHS = 256
-
 
 class Registry:
     """Owns every VM of one kind of hypervisor."""
@@ -42,7 +39,7 @@ class Registry:
         self._workers = workers
         self._machines: dict[str, Machine] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._epitaphs: OrderedDict[str, VmStatus] = OrderedDict()
+        self._epitaphs: dict[str, VmStatus] = {}
 
     def machine(self, sandbox_id: str) -> Machine:
         """Return a sandbox's VM.
@@ -101,6 +98,7 @@ class Registry:
         """
         if sandbox_id in self._machines:
             return await _status(self._machines[sandbox_id])
+        self._forget_vanished()
         if sandbox_id in self._epitaphs:
             return self._epitaphs[sandbox_id]
         raise NotFoundError(f"sandbox {sandbox_id} has no VM")
@@ -168,17 +166,17 @@ class Registry:
 
     async def _bury(self, machine: Machine, sandbox_id: str) -> None:
         """Remember how a VM ended, remove what is left of it, tell whoever listens; the sandbox's lock is held."""
-        if Path(paths.sandbox_dir(sandbox_id)).is_dir():
-            self._remember(await _status(machine))
+        self._epitaphs[sandbox_id] = await _status(machine)
+        self._forget_vanished()
         del self._machines[sandbox_id]
         await _try_remove_remains(sandbox_id)
         log.get().info("VM ended", sandbox=sandbox_id)
         await self._publisher.publish(VM_EXITED, VmExited(sandbox_id=sandbox_id))
 
-    def _remember(self, status: VmStatus) -> None:
-        self._epitaphs[status.vm.sandbox_id] = status
-        while len(self._epitaphs) > _MAX_EPITAPHS:
-            self._epitaphs.popitem(last=False)
+    def _forget_vanished(self) -> None:
+        """Drop what is remembered of sandboxes that the shim's `delete` has removed: nobody can ask for them."""
+        for sandbox_id in [name for name in self._epitaphs if not Path(paths.sandbox_dir(name)).is_dir()]:
+            del self._epitaphs[sandbox_id]
 
 
 async def _status(machine: Machine) -> VmStatus:
