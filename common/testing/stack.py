@@ -1,8 +1,8 @@
 """A whole host in one directory: the services under supervisord, and a containerd of its own.
 
 The demo, the end-to-end tests and the benchmark stand on it. Everything lies below one directory with a short name
-(Unix sockets end at 107 bytes), and nothing outlives the block: :meth:`Stack.remains` says what did, and looks only at
-what can be this stack's own.
+(Unix sockets end at 107 bytes), and nothing outlives the block: what the orderly end has left is kept in
+:attr:`Stack.left_behind`, for those who look for leaks, and then removed by force.
 """
 
 from __future__ import annotations
@@ -10,30 +10,30 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import IO, TYPE_CHECKING, Self
 
-import psutil
 import toml
 
 from common.bus.client import BusClient
 from common.bus.wire import Empty
-from common.errors import UnavailableError
-from common.linux import cgroup, mounts
+from common.errors import InterruptedCallError, UnavailableError
 from common.paths import RUN_DIR_VARIABLE
 from common.services import device, vmm
 from common.services.health import HEALTH
 from common.testing import oci_image
+from common.testing.leaks import Footprint
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
+
+    import psutil
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 GUEST = Path(os.environ.get("PYKATA_GUEST_DIR") or CHECKOUT / "build/guest")
@@ -55,12 +55,17 @@ class Stack:
         root: the one directory that holds it.
         run_dir: the services' run directory, below it.
         config: the configuration.toml that it uses.
+        left_behind: what was still there after the orderly end, in words; empty if all is well.
+        supervisord: the services' parent.
+        containerd: the containerd that runs now.
     """
 
     def __init__(self, *, listen: str = "127.0.0.1:0", qemu: Mapping[str, object] | None = None) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="kt-", dir="/tmp"))
         self.run_dir = self.root / "run"
         self.config = self.root / "configuration.toml"
+        self.left_behind: list[str] = []
+        self._footprint = Footprint(root=self.root, run_dir=self.run_dir, address=self.socket)
         self._listen = listen
         self._qemu = dict(qemu or {})
         self._exit = ExitStack()
@@ -73,7 +78,8 @@ class Stack:
             (self.run_dir / "log").mkdir(parents=True, mode=0o700)
             self.write_config()
             self._start_services()
-            self._start_containerd()
+            self.start_containerd()
+            self._exit.callback(lambda: _stop(self.containerd))
             self._import_image()
         except BaseException:
             self._exit.close()
@@ -146,78 +152,33 @@ class Stack:
             timeout=60,
         ).stdout
 
-    def sandboxes(self) -> list[str]:
-        """Return the ids of the sandboxes that have a directory."""
-        directory = self.run_dir / "sandboxes"
-        return sorted(child.name for child in directory.iterdir()) if directory.is_dir() else []
-
     def wait_ready(self) -> None:
         """Wait until each service answers on the bus."""
-        asyncio.run(self._wait_services())
+        with _environment(RUN_DIR_VARIABLE, str(self.run_dir)):  # the bus finds its sockets by it
+            asyncio.run(_wait_services())
 
     def remains(self) -> list[str]:
         """Return what containers left behind: nothing, while none exists."""
-        left = [f"sandbox directory {name}" for name in self.sandboxes()]
-        left += [f"cgroup {name}" for name in self._cgroups()]
-        left += [f"mount {path}" for path in mounts.mounted_below(str(self.root))]
-        left += [f"process {p.pid} {p.name()}" for p in self.processes() if p.name().startswith(("qemu", "virtiofsd"))]
-        return left
+        return self._footprint.of_containers()
 
     def processes(self) -> list[psutil.Process]:
-        """Return the processes that were started with this stack's environment, ctr and ourselves excepted."""
-        mine = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get(RUN_DIR_VARIABLE) == str(self.run_dir) and process.pid != os.getpid():
-                    mine.append(process)
-            except psutil.Error:
-                continue
-        return mine
+        """Return the living processes that belong to this stack."""
+        return self._footprint.processes()
 
-    def logs(self) -> str:
-        """Return what the services and containerd logged."""
+    def logs(self, lines: int = 60) -> str:
+        """Return the last lines of what each service and containerd logged."""
         files = sorted((self.run_dir / "log").glob("*.log"))
-        return "\n".join(f"== {file.name}\n{file.read_text(errors='replace')}" for file in files)
+        tails = ["\n".join(file.read_text(errors="replace").splitlines()[-lines:]) for file in files]
+        return "\n".join(f"== {file.name}\n{tail}" for file, tail in zip(files, tails, strict=True))
 
-    def _start_services(self) -> None:
-        command: list[str | Path] = [BIN / "supervisord", "-c", CHECKOUT / "supervisord.conf"]
-        self.supervisord = subprocess.Popen(
-            command, env=self.environment, cwd=self.root, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
-        self._exit.callback(_stop, self.supervisord)
-        self.wait_ready()
+    def start_containerd(self) -> None:
+        """Start containerd, at first or after its death, and return when it has said that it is ready.
 
-    async def _wait_services(self) -> None:
-        os.environ[RUN_DIR_VARIABLE] = str(self.run_dir)  # the bus finds its sockets by it
-        async with asyncio.timeout(_READY_TIMEOUT_S), BusClient() as bus:
-            for service in SERVICES.values():
-                while True:
-                    try:
-                        await bus.call(service, HEALTH, Empty(), timeout_s=5)
-                    except UnavailableError:
-                        continue
-                    break
-
-    def _start_containerd(self) -> None:
-        self.containerd = self.start_containerd()
-        self._exit.callback(lambda: _stop(self.containerd))
-
-    def start_containerd(self) -> subprocess.Popen[bytes]:
-        """Start containerd and return when it has said that it is ready."""
-        config = self.root / "containerd.toml"
-        config.write_text(
-            toml.dumps(
-                {
-                    "version": 2,
-                    "root": str(self.root / "root"),
-                    "state": str(self.root / "state"),
-                    "disabled_plugins": ["io.containerd.grpc.v1.cri"],
-                    "grpc": {"address": str(self.socket)},
-                }
-            )
-        )
+        Raises:
+            RuntimeError: it has ended instead.
+        """
         process = subprocess.Popen(
-            ["containerd", "--config", config],  # noqa: S607 - whichever the host has
+            ["containerd", "--config", self._write_containerd_config()],  # noqa: S607 - whichever the host has
             env=self.environment,
             cwd=self.root,
             stdin=subprocess.DEVNULL,
@@ -230,38 +191,71 @@ class Stack:
             if _READY in line:
                 break
         else:
-            raise RuntimeError(f"containerd did not start; see {log.name}")
+            log.close()
+            process.wait()
+            raise RuntimeError(f"containerd did not start:\n{self.logs()}")
         Thread(target=_copy, args=(process.stderr, log), daemon=True).start()
         self.containerd = process
-        return process
+
+    def _write_containerd_config(self) -> Path:
+        config = self.root / "containerd.toml"
+        content = {
+            "version": 2,
+            "root": str(self.root / "root"),
+            "state": str(self.root / "state"),
+            "disabled_plugins": ["io.containerd.grpc.v1.cri"],
+            "grpc": {"address": str(self.socket)},
+        }
+        config.write_text(toml.dumps(content))
+        return config
+
+    def _start_services(self) -> None:
+        command: list[str | Path] = [BIN / "supervisord", "-c", CHECKOUT / "supervisord.conf"]
+        self.supervisord = subprocess.Popen(
+            command, env=self.environment, cwd=self.root, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        self._exit.callback(_stop, self.supervisord)
+        self.wait_ready()
 
     def _import_image(self) -> None:
         archive = self.root / "image.tar"
         oci_image.write(archive)
         self.ctr("image", "import", str(archive), check=True)
 
-    def _cgroups(self) -> list[str]:
-        """Return the cgroups of sandboxes that this stack knows or runs processes in."""
-        try:
-            parent = Path(cgroup.path(""))
-        except FileNotFoundError:
-            return []
-        pids = {process.pid for process in self.processes()}
-        names = [child.name for child in parent.iterdir() if child.is_dir()] if parent.is_dir() else []
-        return [name for name in names if name in self.sandboxes() or pids & set(cgroup.processes(name))]
-
     def _clear(self) -> None:
-        """Remove everything, whatever happened before."""
-        for name in self._cgroups():
-            cgroup.kill(name)
-        for process in self.processes():
-            process.kill()
-        mounts.unmount_below(str(self.root))
+        """Look for what is left after the orderly end, and remove everything, whatever happened before."""
+        self.left_behind = self._footprint.everything()
+        self._footprint.remove()
         shutil.rmtree(self.root)
 
 
+async def _wait_services() -> None:
+    async with asyncio.timeout(_READY_TIMEOUT_S), BusClient() as bus:
+        for service in SERVICES.values():
+            while True:
+                try:
+                    await bus.call(service, HEALTH, Empty(), timeout_s=5)
+                except (UnavailableError, InterruptedCallError):  # after the bus has waited for it
+                    continue
+                break
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Set a variable of our own environment for a while."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
+    process.terminate()
     try:
         process.wait(_STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:

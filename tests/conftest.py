@@ -1,0 +1,81 @@
+"""Each test leaves nothing. Seen is only what this pytest process made, so that tests run side by side.
+
+Processes whose parent has ended become our children, since we are a "child subreaper" (prctl(2)): what a test started
+and did not end is found even if it was a daemon. Directories are known by the audit event of ``tempfile.mkdtemp``.
+What is there before a test is of a longer life (a session's host) and is left alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PR_SET_CHILD_SUBREAPER = 36
+_GRACE_S = 20.0
+"""How long an orphan that is on its way out may take, on a loaded machine."""
+
+_made: list[Path] = []
+
+
+def _note(event: str, arguments: tuple[object, ...]) -> None:
+    if event == "tempfile.mkdtemp":
+        _made.append(Path(str(arguments[0])))
+
+
+def pytest_configure() -> None:
+    sys.addaudithook(_note)
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing() -> Iterator[None]:
+    """Fail the test that leaves a process, a thread or a directory."""
+    children, threads, made = _children(), set(threading.enumerate()), len(_made)
+    yield
+    left = [f"process {command}" for pid in _children() - children if (command := _outlives(pid))]
+    left += [f"thread {thread.name}" for thread in set(threading.enumerate()) - threads if not _joins(thread)]
+    left += [f"directory {path}" for path in _made[made:] if path.exists()]
+    assert left == []
+
+
+def _children() -> set[int]:
+    """Return our children, by birth or by adoption (proc_pid_task(5): ``children``)."""
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # a thread that has ended meanwhile has passed its children on
+            found.update(map(int, (task / "children").read_text().split()))
+    return found
+
+
+def _outlives(pid: int) -> str:
+    """Wait for a child's end, or end it, and reap it; return its command line if it did not end by itself."""
+    fd = os.pidfd_open(pid)
+    try:
+        waiter = select.poll()
+        waiter.register(fd, select.POLLIN)
+        if waiter.poll(_GRACE_S * 1000):
+            return ""
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        with suppress(ChildProcessError):  # whoever started it has reaped it
+            os.waitpid(pid, 0)
+        os.close(fd)
+
+
+def _joins(thread: threading.Thread) -> bool:
+    thread.join(_GRACE_S)
+    return not thread.is_alive()
