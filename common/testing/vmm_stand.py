@@ -24,7 +24,7 @@ from common.bus.events import Received, Subscriber
 from common.bus.wire import Empty
 from common.channel import HELLO, HELLO_REPLY, NONCE_SIZE
 from common.config import QemuConfig
-from common.errors import UnavailableError
+from common.errors import InterruptedCallError, UnavailableError
 from common.services import vmm
 from common.testing.stack import GUEST
 
@@ -75,7 +75,7 @@ class Manager:
         while True:
             try:
                 await self.vms()
-            except UnavailableError:
+            except (UnavailableError, InterruptedCallError):
                 continue
             return
 

@@ -59,15 +59,25 @@ def kill_vm(sandbox_id: str) -> None:
 
 
 def remove_tree(directory: str) -> None:
-    """Remove a directory in which nothing is mounted, and all in it; one that is not there is fine."""
+    """Remove a directory in which nothing is mounted, and all in it; one that is not there is fine.
+
+    The VM manager, which sees its VM end, removes its part of the directory at the same time.
+    """
     for parent, directories, files in os.walk(directory, topdown=False):
         for name in files:
-            os.unlink(f"{parent}/{name}")
+            _remove(f"{parent}/{name}")
         for name in directories:
-            path = f"{parent}/{name}"
-            os.unlink(path) if os.path.islink(path) else os.rmdir(path)
+            _remove(f"{parent}/{name}")
     if os.path.lexists(directory):
-        os.rmdir(directory)
+        _remove(directory)
+
+
+def _remove(path: str) -> None:
+    is_directory = os.path.isdir(path) and not os.path.islink(path)
+    try:
+        os.rmdir(path) if is_directory else os.unlink(path)
+    except FileNotFoundError:
+        return
 
 
 def _kill_shim(sandbox_id: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from common.linux import cgroup
 from common.services import vmm
 from common.testing.stack import GUEST
 from common.testing.vmm_stand import SERVICE, booted, heard, in_event_loop, managing
+from procs.shim import cleanup
 
 
 def left_in(sandbox: str) -> list[str]:
@@ -133,11 +133,11 @@ async def test_the_next_vm_of_a_sandbox_never_meets_the_last(sandbox: str) -> No
 
 @in_event_loop
 async def test_a_sandbox_that_was_cleaned_up_behind_its_back(sandbox: str) -> None:
-    """As the shim's `delete` does it: kill the cgroup, remove the directory, ask nobody."""
+    """By the shim's `delete`, which asks nobody, while the manager cleans up as well."""
     async with managing() as manager, Subscriber([SERVICE]) as news:
         await manager.create(sandbox)
-        cgroup.kill(sandbox)
-        shutil.rmtree(paths.sandbox_dir(sandbox))
+        await asyncio.to_thread(cleanup.clean, sandbox, "/no/bundle", "/no/socket")
+        assert not Path(paths.sandbox_dir(sandbox)).exists()
         await heard(news, vmm.VM_EXITED.topic)
         assert await manager.vms() == ()
         with pytest.raises(NotFoundError):
