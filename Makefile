@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest
 # Debian packages: a command that tells that it is there, then the package. The guest's own packages are only downloaded.
 PACKAGES := /usr/bin/qemu-system-x86_64:qemu-system-x86 /usr/lib/qemu/virtiofsd:qemu-system-common \
   /usr/bin/containerd:containerd /usr/sbin/runc:runc /bin/busybox:busybox-static /usr/bin/crun:crun \
-  /usr/share/doc/python3-venv:python3-venv /sbin/depmod:kmod /usr/bin/lz4:lz4 /usr/bin/git:git /sbin/ip:iproute2
+  /usr/share/doc/python3-venv:python3-venv /sbin/depmod:kmod /usr/bin/cpio:cpio /usr/bin/git:git /sbin/ip:iproute2
 
 SOURCES := $(shell find common guest -name '*.py' 2>/dev/null)
 

@@ -124,7 +124,8 @@ class GuestVm:
         with listener:
             listener.bind(str(self.path("virtiofs")))
             listener.listen(1)
-            command = [_VIRTIOFSD, f"--fd={listener.fileno()}", "-o", f"source={self.share}", "-o", "cache=auto"]
+            options = f"source={self.share},cache=auto,sandbox=chroot"  # which also works where tests run in a chroot
+            command = [_VIRTIOFSD, f"--fd={listener.fileno()}", "-o", options]
             with self.path("virtiofsd.log").open("wb") as log:
                 self._processes.append(
                     subprocess.Popen(

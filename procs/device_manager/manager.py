@@ -13,20 +13,14 @@ import secrets
 import time
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import msgspec
 
 from common import log
 from common.bus.events import Received, Resync, Subscriber
 from common.bus.wire import Empty
-from common.errors import (
-    DeadlineError,
-    ExhaustedError,
-    HypervisorError,
-    InterruptedCallError,
-    KataError,
-    NotFoundError,
-)
+from common.errors import ExhaustedError, HypervisorError, KataError, NotFoundError, UnavailableError
 from common.services import device as contract
 from common.services import vmm
 from common.services.device import Device, DeviceList
@@ -54,7 +48,8 @@ class DeviceManager:
         self._workers = workers
         self._devices = {device.device_id: device for device in journal.load()}
         self._ends: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._removing: set[str] = set()
         for device in self._devices.values():
             if device.state == State.PLUGGED:
                 workers.spawn(self._expire_lease(device.device_id))
@@ -79,7 +74,7 @@ class DeviceManager:
             ExhaustedError: every bus is taken.
             KataError: what the VM manager answered; nothing is left of the device.
         """
-        async with self._locks[request.sandbox_id]:
+        async with self._lock(request.sandbox_id):
             known = self._same(request)
             if known is not None:
                 return known
@@ -135,7 +130,7 @@ class DeviceManager:
             running = {vm.sandbox_id for vm in vms.vms}
             for sandbox_id in {d.sandbox_id for d in self._of_service(service)}:
                 if sandbox_id in running:
-                    async with self._locks[sandbox_id]:
+                    async with self._lock(sandbox_id):
                         await self._settle(service, sandbox_id)
                 else:
                     self._release(sandbox_id)
@@ -164,19 +159,40 @@ class DeviceManager:
             return await self._bus.call(
                 vmm.service_name(device.hypervisor), vmm.ADD_DEVICE, request, timeout_s=CALL_TIMEOUT_S
             )
-        except (InterruptedCallError, DeadlineError):
-            # It may have been plugged: only the hypervisor's list can tell.
-            self._workers.spawn(self.reconcile(vmm.service_name(device.hypervisor)))
+        except UnavailableError:
+            self._apply(device, Event.FAILED)  # nothing was asked
             raise
         except KataError:
-            self._apply(device, Event.FAILED)
+            await self._undo_add(device)
             raise
+
+    async def _undo_add(self, device: Device) -> None:
+        """Settle an add whose outcome is not certain: only the hypervisor's list can tell."""
+        service = vmm.service_name(device.hypervisor)
+        try:
+            await self._settle(service, device.sandbox_id)
+        except KataError as err:
+            log.get().warning("an add stays open until its service is back", error=str(err), **_names(device))
 
     async def _remove(self, device: Device) -> None:
         """Ask for the removal and wait for its confirmation, holding no lock meanwhile."""
         gone = self._ends[device.device_id]
-        async with self._locks[device.sandbox_id]:
+        self._removing.add(device.device_id)
+        try:
+            await self._ask_for_removal(device)
+            async with asyncio.timeout(REMOVAL_TIMEOUT_S):
+                await gone.wait()
+        except TimeoutError:
+            await self._give_up(device)
+        finally:
+            self._removing.discard(device.device_id)
             if device.device_id not in self._devices:
+                self._ends.pop(device.device_id, None)
+
+    async def _ask_for_removal(self, device: Device) -> None:
+        async with self._lock(device.sandbox_id):
+            if device.device_id not in self._devices:
+                self._ends[device.device_id].set()
                 return
             device = self._apply(device, Event.DETACH)
             request = vmm.RemoveDevice(sandbox_id=device.sandbox_id, hypervisor_id=device.hypervisor_id)
@@ -185,18 +201,13 @@ class DeviceManager:
                 await self._bus.call(service, vmm.REMOVE_DEVICE, request, timeout_s=CALL_TIMEOUT_S)
             except NotFoundError:
                 self._note_removed(device)
-        try:
-            async with asyncio.timeout(REMOVAL_TIMEOUT_S):
-                await gone.wait()
-        except TimeoutError:
-            await self._give_up(device)
 
     async def _give_up(self, device: Device) -> None:
-        async with self._locks[device.sandbox_id]:
+        async with self._lock(device.sandbox_id):
             await self._settle(vmm.service_name(device.hypervisor), device.sandbox_id)
             if device.device_id not in self._devices:
                 return
-            self._apply(device, Event.GAVE_UP)
+            self._apply(self._devices[device.device_id], Event.GAVE_UP)
         log.get().error("device quarantined: the guest did not let go", **_names(device))
         raise HypervisorError(
             f"the guest did not let {device.hypervisor_id} go within {REMOVAL_TIMEOUT_S:g} s; "
@@ -221,13 +232,9 @@ class DeviceManager:
                 # Nobody waits for it any more: undo.
                 self._store(msgspec.structs.replace(device, hypervisor_id=present_id))
                 self._workers.spawn(self._remove_in_background(device.device_id))
-            elif device.state == State.DETACHING and not self._ends[device.device_id].is_set():
-                await self._ask_again(service, device)
-
-    async def _ask_again(self, service: str, device: Device) -> None:
-        """Repeat a removal; the drivers make that safe. Its confirmation comes as an event."""
-        request = vmm.RemoveDevice(sandbox_id=device.sandbox_id, hypervisor_id=device.hypervisor_id)
-        await self._bus.call(service, vmm.REMOVE_DEVICE, request, timeout_s=CALL_TIMEOUT_S)
+            elif device.state == State.DETACHING and device.device_id not in self._removing:
+                # A predecessor asked, or could not; the drivers make it safe to ask again.
+                self._workers.spawn(self._remove_in_background(device.device_id))
 
     async def _remove_in_background(self, device_id: str) -> None:
         try:
@@ -246,7 +253,6 @@ class DeviceManager:
         """Free everything of a sandbox whose VM has ended."""
         for device in [d for d in self._devices.values() if d.sandbox_id == sandbox_id]:
             self._apply(device, Event.VM_ENDED)
-        self._locks.pop(sandbox_id, None)
 
     def _same(self, request: contract.Attach) -> Device | None:
         """Return the device that an earlier, lost answer to this request was about."""
@@ -266,6 +272,10 @@ class DeviceManager:
             f"sandbox {request.sandbox_id} has no free hotplug bus: {len(request.buses)} in all ({counts})",
             hint="a device that is detaching frees its bus when the guest has let go",
         )
+
+    def _lock(self, sandbox_id: str) -> asyncio.Lock:
+        """Return a sandbox's lock, which lives as long as somebody holds or awaits it."""
+        return self._locks.setdefault(sandbox_id, asyncio.Lock())
 
     def _known(self, device_id: str) -> Device:
         if device_id not in self._devices:

@@ -120,7 +120,7 @@ async def reached(bus: BusClient) -> None:
         while True:
             try:
                 await bus.call(SERVICE, HEALTH, Empty(), timeout_s=5)
-            except UnavailableError:
+            except (UnavailableError, InterruptedCallError):
                 continue
             return
 

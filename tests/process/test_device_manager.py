@@ -21,7 +21,15 @@ from common.bus.client import BusClient
 from common.bus.events import Publisher
 from common.bus.server import BusServer
 from common.bus.wire import Empty
-from common.errors import ExhaustedError, HypervisorError, KataError, NotFoundError, StateError, UnavailableError
+from common.errors import (
+    ExhaustedError,
+    HypervisorError,
+    InterruptedCallError,
+    KataError,
+    NotFoundError,
+    StateError,
+    UnavailableError,
+)
 from common.processes import ProcessIdentity
 from common.services import device, vmm
 from common.services.health import HEALTH
@@ -59,6 +67,7 @@ class FakeVmManager:
         present: the hypervisor's own list, id to bus.
         is_running: whether the sandbox's VM is listed.
         lets_go: whether a removal is confirmed at once; if not, ``confirm_removal`` does it.
+        holds_add: if set, an add waits for it before it acts.
         add_error: raised by the next add, after it took effect if ``acts_first``.
         removals: ids that were asked to be removed, in order.
     """
@@ -67,6 +76,7 @@ class FakeVmManager:
         self.present: dict[str, str] = {}
         self.is_running = True
         self.lets_go = True
+        self.holds_add: asyncio.Event | None = None
         self.add_error: KataError | None = None
         self.acts_first = False
         self.removals: list[str] = []
@@ -98,6 +108,8 @@ class FakeVmManager:
         await self._publisher.publish(vmm.VM_EXITED, vmm.VmExited(sandbox_id=SANDBOX))
 
     async def _add(self, request: vmm.AddDevice) -> vmm.AddedDevice:
+        if self.holds_add is not None:
+            await self.holds_add.wait()
         error, self.add_error = self.add_error, None
         if error and not self.acts_first:
             raise error
@@ -151,7 +163,7 @@ class Stand:
         while True:
             try:
                 await self._bus.call(device.SERVICE, HEALTH, Empty(), timeout_s=30)
-            except UnavailableError:
+            except (UnavailableError, InterruptedCallError):
                 continue
             return
 
@@ -265,9 +277,52 @@ async def test_killed_in_the_middle_of_a_removal_its_successor_finishes() -> Non
         stand.kill()
         await call
         await stand.start()
-        await stand.wait_devices({"share-1": "detaching"})
+        while stand.vms.removals != ["share-1", "share-1"]:  # noqa: ASYNC110 - another process's doing
+            await asyncio.sleep(0.02)  # the successor asks again
         await stand.vms.confirm_removal("share-1")
         await stand.wait_devices({})
+
+
+@in_event_loop
+async def test_an_add_that_acted_and_then_failed_is_undone() -> None:
+    async with standing() as stand:
+        stand.vms.add_error, stand.vms.acts_first = HypervisorError("late trouble"), True
+        with pytest.raises(HypervisorError, match="late trouble"):
+            await stand.attach()
+        await stand.wait_devices({})
+        assert stand.vms.present == {}
+        assert stand.vms.removals == ["share-1"]
+        assert (await stand.attach()).bus == "port0"
+
+
+@in_event_loop
+async def test_an_add_whose_service_dies_is_settled_when_it_is_back() -> None:
+    async with standing() as stand:
+        stand.vms.holds_add = asyncio.Event()
+        call = asyncio.gather(stand.attach(), return_exceptions=True)
+        await stand.wait_devices({"": "attaching"})
+        await stand.vms.stop()
+        (error,) = await call
+        assert isinstance(error, KataError)
+        stand.vms.holds_add = None
+        stand.vms.present = {"share-1": "port0"}  # it had acted, and nobody heard
+        await stand.vms.start()
+        await stand.wait_devices({})
+        assert stand.vms.present == {}
+
+
+@in_event_loop
+async def test_killed_while_attaching_its_successor_undoes() -> None:
+    async with standing() as stand:
+        stand.vms.holds_add = asyncio.Event()
+        call = asyncio.gather(stand.attach(), return_exceptions=True)
+        await stand.wait_devices({"": "attaching"})
+        stand.kill()
+        await call
+        stand.vms.holds_add.set()
+        await stand.start()
+        await stand.wait_devices({})
+        assert stand.vms.present == {}
 
 
 @in_event_loop
