@@ -79,3 +79,17 @@ def test_a_panic_leaves_qemu_paused_so_that_the_console_can_be_read() -> None:
 )
 def test_virtiofsd_is_as_isolated_as_the_root_allows(mountinfo: list[str], sandbox: str) -> None:
     assert virtiofsd._sandbox(mountinfo) == sandbox
+
+
+def test_a_path_with_what_libfuse_splits_at_is_one_source() -> None:
+    arguments = virtiofsd.argv(QemuConfig(), "/a,b\\c", 9, sandbox="namespace")
+    assert values(arguments, "-o")[0] == "source=/a\\,b\\\\c"
+    assert "--fd=9" in arguments
+
+
+def test_debug_lets_guest_and_vmm_say_more() -> None:
+    quiet, loud = argv(kernel_params="x=1"), argv(kernel_params="x=1", enable_debug=True)
+    assert values(quiet, "-d") == []
+    assert values(loud, "-d") == ["guest_errors,unimp"]
+    assert values(quiet, "-append")[0].endswith(" x=1")
+    assert values(loud, "-append")[0].endswith(" debug x=1"), "after `quiet`, so that it wins; before the user's own"

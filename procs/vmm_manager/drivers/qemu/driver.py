@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from common import config as configuration
 from common import log, paths
 from common.channel import STREAM_PORTS
-from common.errors import HypervisorError, KataError
+from common.errors import HypervisorError, UsageError
 from common.linux import cgroup
 from common.services.vmm import Vm
 from procs.vmm_manager.drivers import Capabilities
@@ -46,7 +46,7 @@ class QemuDriver:
 
     async def prepare(self) -> None:
         """Find out whether KVM works, with the host's configuration; without one, the first VM's is waited for."""
-        with suppress(KataError, OSError):
+        with suppress(UsageError):
             path = configuration.find(os.environ.get("KATA_CONF_FILE", ""))
             await self._probe.accelerator(configuration.load(path).qemu)
 

@@ -51,11 +51,9 @@ class Probe:
         self._verdict: Verdict | None = None
 
     async def accelerator(self, config: QemuConfig) -> str:
-        """Return ``kvm`` or ``tcg``.
-
-        Raises:
-            OSError: QEMU cannot be run at all; that says nothing about KVM.
-        """
+        """Return ``kvm`` or ``tcg``."""
+        if not all(Path(file).is_file() for file in (config.path, config.kernel)):
+            return "tcg"  # it will fail with this too, and says nothing about KVM
         async with self._lock:
             if self._verdict is None:
                 self._verdict = _remembered() or await _find(config)

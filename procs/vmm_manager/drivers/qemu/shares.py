@@ -142,7 +142,9 @@ class Shares:
         self._record.devices.pop(device_id, None)
         for name in (device_id, _log_name(device_id)):
             (Path(self._directory) / name).unlink(missing_ok=True)
-        if self._qemu.is_running:  # else the record goes with the directory, and whoever removes that expects no new file
+        if (
+            self._qemu.is_running
+        ):  # else the record goes with the directory, and whoever removes that expects no new file
             with suppress(FileNotFoundError):
                 self._record.save()
 

@@ -1,0 +1,297 @@
+"""The registry of VMs with a hypervisor that is a sleeping process: who comes first, and what is told."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import shutil
+import tempfile
+import uuid
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import pytest
+
+from common import log, paths
+from common.config import QemuConfig
+from common.errors import HypervisorError, NotFoundError, UnsupportedError
+from common.linux import cgroup, identity
+from common.services.vmm import AddDevice, AddedDevice, CreateVm, DeviceRemoved, PresentDevice, ShareSpec, Vm, VmExited
+from common.workers import Workers
+from procs.vmm_manager import record as records
+from procs.vmm_manager.drivers import Capabilities
+from procs.vmm_manager.drivers.qemu.spawn import Process
+from procs.vmm_manager.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from common.bus.events import Publisher
+    from common.processes import ProcessIdentity
+    from procs.vmm_manager.record import VmRecord
+
+P = ParamSpec("P")
+
+
+def in_event_loop(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 60))
+
+    return run
+
+
+class FakeMachine:
+    """A VM that is a sleeping process."""
+
+    def __init__(self, vm: Vm, process: Process, on_removed: Callable[[str], None]) -> None:
+        self.vm = vm
+        self.process = process
+        self.on_removed = on_removed
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.is_running
+
+    async def add_device(self, request: AddDevice) -> AddedDevice:
+        if not Path(request.spec.source).is_dir():
+            raise FileNotFoundError(request.spec.source)
+        return AddedDevice(hypervisor_id="d1", pci_path="01/00")
+
+    async def remove_device(self, hypervisor_id: str) -> None:
+        self.on_removed(hypervisor_id)
+
+    async def present_devices(self) -> list[PresentDevice]:
+        return []
+
+    async def runstate(self) -> str:
+        return "running"
+
+    async def console_tail(self) -> str:
+        return f"console of {self.vm.process.pid}"
+
+    def log_tail(self) -> str:
+        return ""
+
+    async def wait_end(self) -> None:
+        await self.process.wait()
+
+
+class FakeDriver:
+    """Starts such VMs, or fails as told.
+
+    Attributes:
+        error: what the next start raises after its process is there.
+        started: records of the VMs that were started.
+    """
+
+    name = "fake"
+
+    def __init__(self, *, has_file_sharing: bool = True) -> None:
+        self.capabilities = Capabilities(has_file_sharing=has_file_sharing)
+        self.error: Exception | None = None
+        self.started: list[VmRecord] = []
+
+    async def prepare(self) -> None: ...
+
+    async def start(self, record: VmRecord, _: Workers, on_removed: Callable[[str], None]) -> FakeMachine:
+        directory = paths.vm_dir(record.sandbox_id)
+        process = Process.start(
+            ["/bin/sleep", "1000"], cgroup=cgroup.path(record.sandbox_id), directory=directory, log="log", fds=[]
+        )
+        if self.error is not None:
+            raise self.error
+        self.started.append(record)
+        record.vm = vm_of(record.sandbox_id, process.identity)
+        record.save()
+        return FakeMachine(record.vm, process, on_removed)
+
+    async def adopt(self, record: VmRecord, _: Workers, on_removed: Callable[[str], None]) -> FakeMachine | None:
+        if record.vm is None:
+            return None
+        process = Process.find(record.vm.process, directory=paths.vm_dir(record.sandbox_id), log="log")
+        return None if process is None else FakeMachine(record.vm, process, on_removed)
+
+
+def vm_of(sandbox_id: str, process: ProcessIdentity) -> Vm:
+    return Vm(
+        sandbox_id=sandbox_id,
+        hypervisor="fake",
+        version="1",
+        accelerator="tcg",
+        process=process,
+        agent_socket="",
+        stream_sockets=(),
+        console_log="",
+        hotplug_buses=(),
+    )
+
+
+class Told:
+    """A publisher that remembers what was published.
+
+    Attributes:
+        bodies: of the events, in order.
+    """
+
+    def __init__(self) -> None:
+        self.bodies: list[object] = []
+        self._news = asyncio.Condition()
+
+    async def publish(self, _: object, body: object) -> None:
+        async with self._news:
+            self.bodies.append(body)
+            self._news.notify_all()
+
+    async def wait_for(self, body: object) -> None:
+        async with self._news:
+            await self._news.wait_for(lambda: body in self.bodies)
+
+
+@pytest.fixture
+def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A sandbox with a directory; no process of it may be left."""
+    directory = tempfile.mkdtemp(prefix="kt-", dir="/tmp")
+    monkeypatch.setenv(paths.RUN_DIR_VARIABLE, directory)
+    sandbox_id = f"r{uuid.uuid4().hex[:8]}"
+    Path(paths.sandbox_dir(sandbox_id)).mkdir(parents=True)
+    yield sandbox_id
+    left = cgroup.processes(sandbox_id)
+    cgroup.kill(sandbox_id)
+    shutil.rmtree(directory)
+    assert left == []
+
+
+@asynccontextmanager
+async def registering(driver: FakeDriver | None = None) -> AsyncIterator[tuple[Registry, Told]]:
+    """A recovered registry; leaving it ends no VM."""
+    told: Any = Told()
+    publisher: Publisher = told
+    async with Workers() as workers:
+        registry = Registry(driver or FakeDriver(), publisher, workers)
+        await registry.recover()
+        yield registry, told
+
+
+def wish(sandbox_id: str) -> CreateVm:
+    return CreateVm(sandbox_id=sandbox_id, config=QemuConfig())
+
+
+def share(sandbox_id: str, source: str) -> AddDevice:
+    return AddDevice(sandbox_id=sandbox_id, bus="b", spec=ShareSpec(source=source, tag="t"))
+
+
+@in_event_loop
+async def test_a_vm_is_on_record_with_its_request_before_it_runs(sandbox: str) -> None:
+    driver = FakeDriver()
+    async with registering(driver) as (registry, _):
+        with log.bound(request="r1"):
+            await registry.create(wish(sandbox))
+        assert [record.request_id for record in driver.started] == ["r1"]
+        assert list(records.load_all()) == driver.started
+        await registry.destroy(sandbox)
+
+
+@pytest.mark.parametrize("error", [HypervisorError("no"), OSError("no"), RuntimeError("no")])
+@in_event_loop
+async def test_what_a_failed_start_leaves_is_removed(sandbox: str, error: Exception) -> None:
+    driver = FakeDriver()
+    driver.error = error
+    async with registering(driver) as (registry, _):
+        with pytest.raises(RuntimeError if isinstance(error, RuntimeError) else HypervisorError):
+            await registry.create(wish(sandbox))
+        assert cgroup.processes(sandbox) == []
+        assert list(Path(paths.sandbox_dir(sandbox)).iterdir()) == []
+        driver.error = None
+        assert (await registry.create(wish(sandbox))).sandbox_id == sandbox
+        await registry.destroy(sandbox)
+
+
+@in_event_loop
+async def test_a_vm_made_while_its_predecessor_is_buried_is_not_buried_with_it(sandbox: str) -> None:
+    async with registering() as (registry, told):
+        for _ in range(5):
+            first = await registry.create(wish(sandbox))
+            machine = registry.machine(sandbox)
+            assert isinstance(machine, FakeMachine)
+            machine.process.kill()
+            await machine.process.wait()
+            second = await registry.create(wish(sandbox))
+            assert second.process != first.process
+            assert registry.vms() == (second,)
+            assert cgroup.processes(sandbox) == [second.process.pid]
+            assert (await registry.describe(sandbox)).console_tail == f"console of {second.process.pid}"
+            await registry.destroy(sandbox)
+        assert told.bodies == [VmExited(sandbox_id=sandbox)] * 10, "each end is told once"
+
+
+@in_event_loop
+async def test_last_words_are_known_until_the_sandbox_is_gone(sandbox: str) -> None:
+    async with registering() as (registry, told):
+        vm = await registry.create(wish(sandbox))
+        cgroup.kill(sandbox)
+        await told.wait_for(VmExited(sandbox_id=sandbox))
+        status = await registry.describe(sandbox)
+        assert (status.is_running, status.runstate) == (False, "gone")
+        assert status.console_tail == f"console of {vm.process.pid}"
+        with pytest.raises(NotFoundError):
+            registry.machine(sandbox)
+        shutil.rmtree(paths.sandbox_dir(sandbox))
+        with pytest.raises(NotFoundError):
+            await registry.describe(sandbox)
+
+
+@in_event_loop
+async def test_destroying_twice_or_at_once_or_nothing_is_fine(sandbox: str) -> None:
+    async with registering() as (registry, told):
+        await registry.destroy(sandbox)
+        await registry.create(wish(sandbox))
+        await asyncio.gather(*(registry.destroy(sandbox) for _ in range(3)))
+        assert told.bodies == [VmExited(sandbox_id=sandbox)]
+        with pytest.raises(NotFoundError):
+            await registry.describe(sandbox)
+
+
+@in_event_loop
+async def test_another_manager_takes_over_what_lives_and_tells_of_the_rest(sandbox: str) -> None:
+    dead = f"{sandbox}d"
+    Path(paths.sandbox_dir(dead)).mkdir()
+    async with registering() as (registry, _):
+        vm = await registry.create(wish(sandbox))
+        doomed = (await registry.create(wish(dead))).process
+    identity.kill(doomed.pid, doomed.start_time)
+    async with registering() as (registry, told):
+        assert registry.vms() == (vm,)
+        assert told.bodies == [VmExited(sandbox_id=dead)]
+        assert not Path(cgroup.path(dead)).exists()
+        assert await registry.create(wish(sandbox)) == vm, "the same call gives the same answer"
+        await registry.destroy(sandbox)
+
+
+@in_event_loop
+async def test_a_removed_device_is_told(sandbox: str) -> None:
+    async with registering() as (registry, told):
+        await registry.create(wish(sandbox))
+        assert (await registry.add_device(share(sandbox, "/"))).hypervisor_id == "d1"
+        await registry.machine(sandbox).remove_device("d1")
+        await told.wait_for(DeviceRemoved(sandbox_id=sandbox, hypervisor_id="d1"))
+        await registry.destroy(sandbox)
+
+
+@in_event_loop
+async def test_a_device_that_cannot_be_plugged_is_the_hypervisors_failure(sandbox: str) -> None:
+    async with registering() as (registry, _):
+        await registry.create(wish(sandbox))
+        with pytest.raises(HypervisorError, match="/no/such"):
+            await registry.add_device(share(sandbox, "/no/such"))
+        await registry.destroy(sandbox)
+
+
+@in_event_loop
+async def test_what_a_hypervisor_cannot_do_is_not_tried(sandbox: str) -> None:
+    async with registering(FakeDriver(has_file_sharing=False)) as (registry, _):
+        await registry.create(wish(sandbox))
+        with pytest.raises(UnsupportedError, match="fake cannot share"):
+            await registry.add_device(share(sandbox, "/"))
+        await registry.destroy(sandbox)
