@@ -12,7 +12,7 @@ import os
 import select
 import time
 
-KILL_TIMEOUT_S = 2.0
+KILL_TIMEOUT_S = 10.0
 """How long killed processes may take to go; longer means that one hangs in the kernel."""
 
 _PARENT = "pykata"
@@ -62,23 +62,35 @@ def kill(sandbox_id: str) -> None:
         TimeoutError: a process does not end.
     """
     directory = path(sandbox_id)
+    deadline = time.monotonic() + KILL_TIMEOUT_S
     try:
-        with open(f"{directory}/cgroup.kill", "w") as file:
-            file.write("1")
-        _wait_empty(directory)
-        os.rmdir(directory)
+        while not _kill_and_remove(directory, deadline):
+            pass
     except OSError as err:
         if err.errno not in (errno.ENOENT, errno.ENODEV):  # ENODEV: removed while one of its files is open
             raise
 
 
-def _wait_empty(directory: str) -> None:
+def _kill_and_remove(directory: str, deadline: float) -> bool:
+    """Return whether the cgroup is gone: it is not if a process that was just started entered it after the kill."""
+    with open(f"{directory}/cgroup.kill", "w") as file:
+        file.write("1")
+    _wait_empty(directory, deadline)
+    try:
+        os.rmdir(directory)
+    except OSError as err:
+        if err.errno != errno.EBUSY or time.monotonic() > deadline:
+            raise
+        return False
+    return True
+
+
+def _wait_empty(directory: str, deadline: float) -> None:
     """Wait for ``populated 0``; the kernel signals a change of cgroup.events by POLLPRI."""
     fd = os.open(f"{directory}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
     try:
         waiter = select.poll()
         waiter.register(fd, select.POLLPRI)
-        deadline = time.monotonic() + KILL_TIMEOUT_S
         while b"populated 0" not in os.pread(fd, 256, 0):
             left_ms = (deadline - time.monotonic()) * 1000
             if left_ms <= 0 or not waiter.poll(left_ms):

@@ -146,3 +146,22 @@ def test_two_may_kill_a_cgroup_at_once(
     monkeypatch.setattr(os, "pread", read_after_the_other)
     cgroup.kill(name)
     assert not Path(cgroup.path(name)).exists()
+
+
+def test_a_process_that_enters_after_the_kill_is_killed_as_well(
+    grouped: tuple[str, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a VMM does that is being started while its sandbox is deleted."""
+    name, sleeper = grouped
+    rmdir = os.rmdir
+    with subprocess.Popen(["/bin/sleep", "1000"]) as late:
+
+        def remove_too_late(directory: str) -> None:
+            monkeypatch.setattr(os, "rmdir", rmdir)
+            Path(directory, "cgroup.procs").write_text(str(late.pid))
+            rmdir(directory)
+
+        monkeypatch.setattr(os, "rmdir", remove_too_late)
+        cgroup.kill(name)
+        assert (sleeper.wait(), late.wait()) == (-9, -9)
+    assert not Path(cgroup.path(name)).exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import select
 import shutil
 import tempfile
 import uuid
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from procs.vmm_manager.record import VmRecord
 
 P = ParamSpec("P")
+
+VMM = ["/bin/sh", "-c", "echo up; exec sleep 1000"]
 
 
 def in_event_loop(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
@@ -92,20 +95,27 @@ class FakeDriver:
         self.capabilities = Capabilities(has_file_sharing=has_file_sharing)
         self.error: Exception | None = None
         self.started: list[VmRecord] = []
+        self._processes: list[Process] = []
 
     async def prepare(self) -> None: ...
 
     async def start(self, record: VmRecord, _: Workers, on_removed: Callable[[str], None]) -> FakeMachine:
         directory = paths.vm_dir(record.sandbox_id)
-        process = Process.start(
-            ["/bin/sleep", "1000"], cgroup=cgroup.path(record.sandbox_id), directory=directory, log="log", fds=[]
-        )
+        process = Process.start(VMM, cgroup=cgroup.path(record.sandbox_id), directory=directory, log="log", fds=[])
+        self._processes.append(process)
+        select.select([process.output.fd], [], [])  # it runs, and is in its cgroup
         if self.error is not None:
             raise self.error
         self.started.append(record)
         record.vm = vm_of(record.sandbox_id, process.identity)
         record.save()
         return FakeMachine(record.vm, process, on_removed)
+
+    async def reap(self) -> None:
+        """Reap what has ended, as init does for a manager that has ended."""
+        for process in self._processes:
+            if not process.is_running:
+                await process.wait()
 
     async def adopt(self, record: VmRecord, _: Workers, on_removed: Callable[[str], None]) -> FakeMachine | None:
         if record.vm is None:
@@ -166,12 +176,14 @@ def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @asynccontextmanager
 async def registering(driver: FakeDriver | None = None) -> AsyncIterator[tuple[Registry, Told]]:
     """A recovered registry; leaving it ends no VM."""
+    driver = driver or FakeDriver()
     told: Any = Told()
     publisher: Publisher = told
     async with Workers() as workers:
-        registry = Registry(driver or FakeDriver(), publisher, workers)
+        registry = Registry(driver, publisher, workers)
         await registry.recover()
         yield registry, told
+    await driver.reap()
 
 
 def wish(sandbox_id: str) -> CreateVm:
@@ -257,11 +269,12 @@ async def test_destroying_twice_or_at_once_or_nothing_is_fine(sandbox: str) -> N
 async def test_another_manager_takes_over_what_lives_and_tells_of_the_rest(sandbox: str) -> None:
     dead = f"{sandbox}d"
     Path(paths.sandbox_dir(dead)).mkdir()
-    async with registering() as (registry, _):
+    driver = FakeDriver()
+    async with registering(driver) as (registry, _):
         vm = await registry.create(wish(sandbox))
         doomed = (await registry.create(wish(dead))).process
     identity.kill(doomed.pid, doomed.start_time)
-    async with registering() as (registry, told):
+    async with registering(driver) as (registry, told):
         assert registry.vms() == (vm,)
         assert told.bodies == [VmExited(sandbox_id=dead)]
         assert not Path(cgroup.path(dead)).exists()

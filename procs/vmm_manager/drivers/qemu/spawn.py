@@ -72,16 +72,17 @@ class Process:
     def find(cls, identity: ProcessIdentity, *, directory: str, log: str) -> Self | None:
         """Return the process that an earlier manager started, or None if it has ended."""
         pidfd = identity.open_pidfd()
-        return None if pidfd is None else cls(identity, pidfd, Output(Path(directory) / log))
+        if pidfd is None:
+            return None
+        if _has_ended(pidfd):  # and nobody has reaped it yet
+            os.close(pidfd)
+            return None
+        return cls(identity, pidfd, Output(Path(directory) / log))
 
     @property
     def is_running(self) -> bool:
         """Whether it has not ended."""
-        if self._pidfd < 0:
-            return False
-        waiter = select.poll()
-        waiter.register(self._pidfd, select.POLLIN)
-        return not waiter.poll(0)
+        return self._pidfd >= 0 and not _has_ended(self._pidfd)
 
     async def wait(self) -> None:
         """Wait until it has ended; reap it if it is our child, and close what we held of it."""
@@ -131,6 +132,12 @@ def connect(directory: str, name: str) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+def _has_ended(pidfd: int) -> bool:
+    waiter = select.poll()
+    waiter.register(pidfd, select.POLLIN)
+    return bool(waiter.poll(0))
 
 
 @contextmanager
