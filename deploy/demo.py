@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -22,8 +24,9 @@ if TYPE_CHECKING:
 
     import psutil
 
-_NAME = "demo"
-_SCRIPT = 'echo "kernel inside:   $(uname -sr)"; echo "processes inside:"; ps; read -r line; echo "it read: $line"'
+_BEGAN = time.monotonic()
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+_SCRIPT = 'echo "kernel inside:      $(uname -sr)"; echo "processes inside:"; ps; read -r line; echo "it read: $line"'
 _ROLES = {
     "kata-vmm-manager": "VM manager: starts VMs, speaks to QEMU",
     "kata-device-manager": "device manager: owns every hot-plugged device",
@@ -38,36 +41,44 @@ _ROLES = {
 
 def main() -> int:
     """Run the demo; return the exit code."""
-    print("demo: starting supervisord with the services, and a containerd")
-    with timed("set-up"), Stack() as stack:
-        pass_or_fail = show(stack)
-        left = stack.remains()
-        print("demo: stopping everything")
-    print("demo: nothing is left" if not left and not stack.root.exists() else f"demo: LEFT BEHIND: {left}")
-    return pass_or_fail or (1 if left else 0)
+    for number in _INTERRUPTS:
+        signal.signal(number, interrupt)
+    with Stack(report=say) as stack:
+        status = show(stack)
+        say("stopping everything")
+        ignore_interrupts()  # it ends anyway
+    if stack.left_behind:
+        say(f"LEFT BEHIND, and removed by force: {', '.join(stack.left_behind)}")
+    else:
+        say("nothing is left: no process, mount, cgroup, socket or file")
+    return status or (1 if stack.left_behind else 0)
 
 
 def show(stack: Stack) -> int:
     """Run the container and tell about it; return its exit code."""
-    host = subprocess.run(["/bin/uname", "-sr"], capture_output=True, text=True, check=True)
-    print(f"kernel of the host: {host.stdout.strip()}")
-    command = ["run", "--rm", "--runtime", RUNTIME, IMAGE, _NAME, "sh", "-c", _SCRIPT]
-    print(f"demo: ctr {' '.join(command[:-1])} '…'", flush=True)
-    began = time.monotonic()
+    name = f"demo-{os.getpid()}"  # a demo that runs beside this one has another
+    say(f"ctr run --rm --runtime {RUNTIME} {IMAGE} {name} sh -c '…'")
     with subprocess.Popen(
-        stack.ctr_argv(*command), env=stack.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        stack.ctr_argv("run", "--rm", "--runtime", RUNTIME, IMAGE, name, "sh", "-c", _SCRIPT),
+        env=stack.environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as ctr:
         assert ctr.stdin is not None
         assert ctr.stdout is not None
-        print(f"  {ctr.stdout.readline().rstrip()}    (first line after {time.monotonic() - began:.2f} s)")
-        show_processes(stack)
-        print("demo: one line into its standard input, then the end")
-        with suppress(BrokenPipeError):  # if it never ran, its own words come below
+        if first := ctr.stdout.readline():  # else it never ran, and ctr says why
+            say("its first line")
+            host = os.uname()
+            print(f"  kernel of the host: {host.sysname} {host.release}\n  {first.rstrip()}")
+            show_processes(stack)
+            say("one line into its standard input, then the end of file")
+        with suppress(BrokenPipeError):
             ctr.stdin.write("a line from the host\n")
             ctr.stdin.close()
         for line in ctr.stdout:
             print(f"  {line.rstrip()}")
-    print(f"demo: the container ended with status {ctr.returncode} after {time.monotonic() - began:.2f} s in all")
+    say(f"it ended with status {ctr.returncode}; what the start was spent on:")
     show_phases(stack)
     return ctr.returncode
 
@@ -105,12 +116,21 @@ def records(stack: Stack) -> Iterator[dict[str, str]]:
             yield json.loads(line)
 
 
-@contextmanager
-def timed(what: str) -> Iterator[None]:
-    """Print how long a block took."""
-    began = time.monotonic()
-    yield
-    print(f"demo: {what} and all: {time.monotonic() - began:.1f} s")
+def say(text: str) -> None:
+    """Print a step, with the time since the demo began."""
+    print(f"[{time.monotonic() - _BEGAN:6.2f} s] {text}", flush=True)
+
+
+def interrupt(_number: int, _frame: object) -> None:
+    """End the demo, once: by an exception, so that everything is removed."""
+    ignore_interrupts()
+    raise KeyboardInterrupt
+
+
+def ignore_interrupts() -> None:
+    """Let nothing interrupt the cleaning up."""
+    for number in _INTERRUPTS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from common.testing import oci_image
 from common.testing.leaks import Footprint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
     import psutil
@@ -60,7 +60,20 @@ class Stack:
         containerd: the containerd that runs now.
     """
 
-    def __init__(self, *, listen: str = "127.0.0.1:0", qemu: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        listen: str = "127.0.0.1:0",
+        qemu: Mapping[str, object] | None = None,
+        report: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Make the directory; nothing runs yet.
+
+        Args:
+            listen: where kata-monitor listens.
+            qemu: changes to the section of that name in configuration.toml, for all of this stack's life.
+            report: is told each step of the start, in words, before it is done.
+        """
         self.root = Path(tempfile.mkdtemp(prefix="kt-", dir="/tmp"))
         self.run_dir = self.root / "run"
         self.config = self.root / "configuration.toml"
@@ -68,6 +81,7 @@ class Stack:
         self._footprint = Footprint(root=self.root, run_dir=self.run_dir, address=self.socket)
         self._listen = listen
         self._qemu = dict(qemu or {})
+        self._report = report
         self._exit = ExitStack()
         self.supervisord: subprocess.Popen[bytes]
         self.containerd: subprocess.Popen[bytes]
@@ -77,9 +91,12 @@ class Stack:
             self._exit.callback(self._clear)
             (self.run_dir / "log").mkdir(parents=True, mode=0o700)
             self.write_config()
+            self._report("starting supervisord and the services")
             self._start_services()
+            self._report("starting a containerd")
             self.start_containerd()
             self._exit.callback(lambda: _stop(self.containerd))
+            self._report("importing an image made of busybox")
             self._import_image()
         except BaseException:
             self._exit.close()
@@ -183,6 +200,7 @@ class Stack:
             cwd=self.root,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
+            process_group=0,  # Ctrl-C is for whoever uses the stack: it ends in our order
         )
         assert process.stderr is not None
         log = (self.run_dir / "log/containerd.log").open("ab", buffering=0)
@@ -212,7 +230,12 @@ class Stack:
     def _start_services(self) -> None:
         command: list[str | Path] = [BIN / "supervisord", "-c", CHECKOUT / "supervisord.conf"]
         self.supervisord = subprocess.Popen(
-            command, env=self.environment, cwd=self.root, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            command,
+            env=self.environment,
+            cwd=self.root,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            process_group=0,
         )
         self._exit.callback(_stop, self.supervisord)
         self.wait_ready()
