@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import resource
 import sys
 
 from common.bus import service
@@ -24,6 +25,8 @@ def main() -> int:
     parser.add_argument("--hypervisor", choices=DRIVERS, default="qemu", help="which kind of VM (default: qemu)")
     parser.add_argument("--debug", action="store_true", help="log more")
     arguments = parser.parse_args()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a VM takes five descriptors; the usual limit is 1024
 
     async def serve() -> None:
         name = service_name(arguments.hypervisor)

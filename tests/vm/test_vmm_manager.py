@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from qemu.qmp import QMPClient
+from qemu.qmp import QMPClient, Runstate
 
 from common import paths
 from common.bus.events import Subscriber
@@ -17,8 +17,11 @@ from common.errors import HypervisorError, NotFoundError
 from common.linux import cgroup
 from common.services import vmm
 from common.testing.stack import GUEST
-from common.testing.vmm_stand import SERVICE, booted, heard, in_event_loop, managing
+from common.testing.vmm_stand import SERVICE, booted, config, heard, in_event_loop, managing
+from common.workers import Workers
 from procs.shim import cleanup
+from procs.vmm_manager.drivers.qemu.driver import QemuDriver
+from procs.vmm_manager.record import DeviceRecord, VmRecord
 
 
 def left_in(sandbox: str) -> list[str]:
@@ -196,3 +199,24 @@ async def test_a_sandbox_without_a_directory_gets_no_vm(sandbox: str) -> None:
         with pytest.raises(NotFoundError, match="has no directory"):
             await manager.create(f"{sandbox}x")
         assert not Path(cgroup.path(f"{sandbox}x")).exists()
+
+
+@in_event_loop
+async def test_a_lost_monitor_is_found_again(sandbox: str) -> None:
+    Path(paths.vm_dir(sandbox)).mkdir()
+    cgroup.create(sandbox)
+    record = VmRecord(sandbox_id=sandbox, config=config())
+    removed: list[str] = []
+    async with Workers() as workers:
+        machine = await QemuDriver().start(record, workers, removed.append)
+        record.devices["share-1"] = DeviceRecord(bus="port0", spec=vmm.ShareSpec(source="/", tag="t"))
+        client = machine._qmp._client
+        assert client._writer is not None
+        client._writer.transport.abort()
+        await client.runstate_changed()
+        while client.runstate != Runstate.RUNNING:
+            await client.runstate_changed()
+        assert await machine.runstate() == "running"
+        await asyncio.to_thread(cgroup.kill, sandbox)
+        await machine.wait_end()
+    assert removed == ["share-1"], "QEMU was asked what had happened meanwhile"
