@@ -9,12 +9,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 GUEST := build/guest
 PREFIX ?= /opt/pykata
+INSTALLED = $(DESTDIR)$(PREFIX)
 PYTEST := $(BIN)/python -m pytest
 
-# Debian packages: a command that tells that it is there, then the package. The guest's own packages are only downloaded.
+# Debian packages: a file that tells that it is there, wherever it came from, then the package. The guest's own packages
+# are only downloaded.
 PACKAGES := /usr/bin/qemu-system-x86_64:qemu-system-x86 /usr/lib/qemu/virtiofsd:qemu-system-common \
-  /usr/bin/containerd:containerd /usr/sbin/runc:runc /bin/busybox:busybox-static /usr/bin/crun:crun \
-  /usr/share/doc/python3-venv:python3-venv /sbin/depmod:kmod /usr/bin/cpio:cpio /usr/bin/git:git /sbin/ip:iproute2
+  /usr/bin/containerd:containerd /usr/sbin/runc:runc /bin/busybox:busybox-static /usr/bin/cpio:cpio \
+  /usr/lib/python3.11/ensurepip:python3-venv /sbin/depmod:kmod /usr/bin/git:git
+
+# What of a long step's output says how far it is. SYSTEMD_OFFLINE below: containerd's own service is not started.
+steps = awk '/^($(1))/ {print "  " substr($$0, 1, 100); fflush()}'
+PIP = $(BIN)/pip install --disable-pip-version-check
+INSTALL = $(INSTALLED)/bin/python -m pip install -q --disable-pip-version-check --no-compile
 
 SOURCES := $(shell find common guest -name '*.py' 2>/dev/null)
 
@@ -33,26 +40,30 @@ packages: ## install the Debian packages that are missing
 	@missing=; for pair in $(PACKAGES); do [ -e "$${pair%%:*}" ] || missing="$$missing $${pair##*:}"; done; \
 	if [ -n "$$missing" ]; then \
 	  echo "packages: installing$$missing"; \
-	  export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
-	  apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing > /dev/null; \
+	  apt-get update -qq; \
+	  DEBIAN_FRONTEND=noninteractive SYSTEMD_OFFLINE=1 apt-get install -y -q --no-install-recommends $$missing \
+	    | $(call steps,Get:|Setting up); \
+	  echo "packages: done in $$SECONDS s"; \
 	fi
 
 venv: packages $(VENV)/.ready ## make the virtual environment with the locked versions
 
 $(VENV)/.ready: requirements/dev.lock pyproject.toml | packages
-	@echo "venv: installing the locked packages"
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.lock
-	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation --editable . --config-settings editable_mode=compat
-	@$(call launcher,$(CURDIR)/$(BIN))
-	@touch $@
+	@echo "venv: installing the locked packages"; \
+	$(PYTHON) -m venv $(VENV); \
+	$(PIP) --require-hashes -r requirements/dev.lock | $(call steps,Collecting|Installing); \
+	$(PIP) -q --no-deps --no-build-isolation --editable . --config-settings editable_mode=compat; \
+	$(call launcher,$(CURDIR)/$(BIN)); \
+	touch $@; \
+	echo "venv: done in $$SECONDS s"
 
 image: venv $(GUEST)/.ready ## build the guest's kernel and initrd from Debian packages
 
 $(GUEST)/.ready: $(SOURCES) | venv
-	@echo "image: building the guest"
-	@$(BIN)/python -m guest.image --output $(GUEST)
-	@touch $@
+	@echo "image: building the guest"; \
+	$(BIN)/python -m guest.image --output $(GUEST); \
+	touch $@; \
+	echo "image: done in $$SECONDS s"
 
 demo: setup ## run a real container in a real VM through a real containerd, then remove everything
 	@$(BIN)/python deploy/demo.py
@@ -62,7 +73,7 @@ test: setup ## set everything up and pass all tests
 	@$(PYTEST) -q -n 2 --dist loadfile -m "not soak" tests
 
 lint: venv ## style and import contracts
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell && $(BIN)/lint-imports --no-cache > /dev/null
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell && $(BIN)/lint-imports --no-cache --no-logo
 
 type: venv ## types
 	@$(BIN)/mypy
@@ -90,13 +101,15 @@ wheel: venv ## build the wheel into dist/
 	@$(BIN)/pip wheel -q --no-deps --no-build-isolation --wheel-dir dist .
 
 install: wheel image ## install below DESTDIR and PREFIX (default /opt/pykata)
-	@$(PYTHON) -m venv $(DESTDIR)$(PREFIX)
-	@$(DESTDIR)$(PREFIX)/bin/pip install -q --require-hashes -r requirements/runtime.lock
-	@$(DESTDIR)$(PREFIX)/bin/pip install -q --no-deps dist/pykata-*.whl
-	@$(call launcher,$(PREFIX)/bin,$(DESTDIR)$(PREFIX)/bin)
-	@install -D -m 0644 supervisord.conf $(DESTDIR)$(PREFIX)/supervisord.conf
-	@install -D -m 0644 $(GUEST)/vmlinux $(DESTDIR)$(PREFIX)/guest/vmlinux
-	@install -D -m 0644 $(GUEST)/initrd.img $(DESTDIR)$(PREFIX)/guest/initrd.img
+	@$(PYTHON) -m venv $(INSTALLED)
+	@$(INSTALL) --require-hashes -r requirements/runtime.lock
+	@$(INSTALL) --no-deps --force-reinstall dist/pykata-*.whl
+	@$(INSTALLED)/bin/python -m compileall -q $(if $(DESTDIR),-s $(DESTDIR)) $(INSTALLED)/lib
+	@sed -i 's|$(INSTALLED)|$(PREFIX)|g' $$(grep -rlIF $(INSTALLED) $(INSTALLED)/bin $(INSTALLED)/pyvenv.cfg)
+	@$(call launcher,$(PREFIX)/bin,$(INSTALLED)/bin)
+	@install -D -m 0644 supervisord.conf $(INSTALLED)/supervisord.conf
+	@install -D -m 0644 $(GUEST)/vmlinux $(INSTALLED)/guest/vmlinux
+	@install -D -m 0644 $(GUEST)/initrd.img $(INSTALLED)/guest/initrd.img
 
 clean: ## remove what was built
 	@rm -rf build dist $(VENV) *.egg-info artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -9,7 +9,7 @@ import pytest
 from common.testing.stack import Stack
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Iterator
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,6 @@ def host() -> Iterator[Stack]:
     """A running host, shared by the worker's tests."""
     with Stack() as stack:
         yield stack
-    assert stack.left_behind == []
 
 
 @pytest.fixture
@@ -26,15 +25,4 @@ def stack(host: Stack) -> Iterator[Stack]:
     host.write_config()
     yield host
     assert host.ctr("task", "ls", "-q").stdout == b""
-    assert host.ctr("container", "ls", "-q").stdout == b""
     assert host.remains() == []
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show with a failure what the host logged last."""
-    report = yield
-    host = getattr(item, "funcargs", {}).get("host")
-    if report.failed and host is not None and host.root.exists():
-        report.sections.append(("host's logs", host.logs()))
-    return report
