@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from qemu.qmp import QMPClient, Runstate
+from qemu.qmp import QMPClient
 
 from common import paths
 from common.bus.events import Subscriber
@@ -206,17 +206,14 @@ async def test_a_lost_monitor_is_found_again(sandbox: str) -> None:
     Path(paths.vm_dir(sandbox)).mkdir()
     cgroup.create(sandbox)
     record = VmRecord(sandbox_id=sandbox, config=config())
-    removed: list[str] = []
+    removed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     async with Workers() as workers:
-        machine = await QemuDriver().start(record, workers, removed.append)
+        machine = await QemuDriver().start(record, workers, removed.set_result)
         record.devices["share-1"] = DeviceRecord(bus="port0", spec=vmm.ShareSpec(source="/", tag="t"))
-        client = machine._qmp._client
-        assert client._writer is not None
-        client._writer.transport.abort()
-        await client.runstate_changed()
-        while client.runstate != Runstate.RUNNING:
-            await client.runstate_changed()
+        connection = machine._qmp._client._writer
+        assert connection is not None
+        connection.transport.abort()
+        assert await removed == "share-1", "QEMU was asked what had happened meanwhile"
         assert await machine.runstate() == "running"
         await asyncio.to_thread(cgroup.kill, sandbox)
         await machine.wait_end()
-    assert removed == ["share-1"], "QEMU was asked what had happened meanwhile"

@@ -73,7 +73,10 @@ class Shares:
             try:
                 await self._add_chardev(device_id)
                 undo.push_async_callback(self._remove_chardev, device_id)
-                await self._plug(device_id, request, daemon)
+                await self._plug(device_id, request)
+            except HypervisorError as err:
+                said = daemon.output.tail().strip()
+                raise HypervisorError(f"{err.message}; virtiofsd said: {said or 'nothing'}") from err
             except asyncio.CancelledError:
                 undo.pop_all()  # the manager stops: the next one asks QEMU how far this came
                 raise
@@ -166,13 +169,10 @@ class Shares:
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
         await self._qmp.execute("chardev-add", id=device_id, backend=backend)
 
-    async def _plug(self, device_id: str, request: AddDevice, daemon: Process) -> None:
+    async def _plug(self, device_id: str, request: AddDevice) -> None:
         arguments = {"id": device_id, "bus": request.bus, "chardev": device_id, "tag": request.spec.tag}
         try:
             await self._qmp.execute("device_add", driver="vhost-user-fs-pci", **arguments)
-        except HypervisorError as err:
-            said = daemon.output.tail().strip()
-            raise HypervisorError(f"{err.message}; virtiofsd said: {said or 'nothing'}") from err
         except DeadlineError:
             if device_id not in {device.hypervisor_id for device in await self.present()}:
                 raise
