@@ -1,212 +1,38 @@
-"""The device manager as a process, against a VM manager that misbehaves on demand.
-
-The VM manager here is a real server on a real bus with a list of devices of its own: what it says is what is true.
-"""
+"""The device manager as a process: what it promises, and that it keeps it when others do not keep theirs."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import shutil
-import subprocess
-import sys
-import tempfile
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, ParamSpec
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import pytest
 
-from common import paths
-from common.bus.client import BusClient
-from common.bus.events import Publisher
-from common.bus.server import BusServer
-from common.bus.wire import Empty
-from common.errors import (
-    ExhaustedError,
-    HypervisorError,
-    InterruptedCallError,
-    KataError,
-    NotFoundError,
-    StateError,
-    UnavailableError,
-)
-from common.processes import ProcessIdentity
-from common.services import device, vmm
-from common.services.health import HEALTH
+from common.errors import ExhaustedError, HypervisorError, KataError, NotFoundError, StateError, UnavailableError
+from common.testing.device_stand import Stand, in_event_loop, standing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator
 
-P = ParamSpec("P")
+    from common.services.device import Device
 
-SANDBOX = "s1"
-BUSES = ("port0", "port1")
-SERVICE = vmm.service_name("qemu")
-
-
-def in_event_loop(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
-    @functools.wraps(test)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 100))
-
-    return run
-
-
-@pytest.fixture(autouse=True)
-def run_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    directory = tempfile.mkdtemp(prefix="kt-", dir="/tmp")
-    monkeypatch.setenv(paths.RUN_DIR_VARIABLE, directory)
-    yield
-    shutil.rmtree(directory)
-
-
-class FakeVmManager:
-    """Answers for ``vmm.qemu``.
-
-    Attributes:
-        present: the hypervisor's own list, id to bus.
-        is_running: whether the sandbox's VM is listed.
-        lets_go: whether a removal is confirmed at once; if not, ``confirm_removal`` does it.
-        holds_add: if set, an add waits for it before it acts.
-        add_error: raised by the next add, after it took effect if ``acts_first``.
-        removals: ids that were asked to be removed, in order.
-    """
-
-    def __init__(self) -> None:
-        self.present: dict[str, str] = {}
-        self.is_running = True
-        self.lets_go = True
-        self.holds_add: asyncio.Event | None = None
-        self.add_error: KataError | None = None
-        self.acts_first = False
-        self.removals: list[str] = []
-        self._next = 1
-        self._stack = AsyncExitStack()
-        self._publisher: Publisher
-
-    async def start(self) -> None:
-        self._stack = AsyncExitStack()
-        server = await self._stack.enter_async_context(BusServer(SERVICE))
-        self._publisher = await self._stack.enter_async_context(Publisher(SERVICE))
-        server.register(vmm.LIST_VMS, self._list)
-        server.register(vmm.ADD_DEVICE, self._add)
-        server.register(vmm.REMOVE_DEVICE, self._remove)
-        server.register(vmm.LIST_PRESENT_DEVICES, self._present)
-
-    async def stop(self) -> None:
-        await self._stack.aclose()
-
-    async def confirm_removal(self, hypervisor_id: str, *, is_told: bool = True) -> None:
-        self.present.pop(hypervisor_id)
-        if is_told:
-            body = vmm.DeviceRemoved(sandbox_id=SANDBOX, hypervisor_id=hypervisor_id)
-            await self._publisher.publish(vmm.DEVICE_REMOVED, body)
-
-    async def end_vm(self) -> None:
-        self.is_running = False
-        self.present.clear()
-        await self._publisher.publish(vmm.VM_EXITED, vmm.VmExited(sandbox_id=SANDBOX))
-
-    async def _add(self, request: vmm.AddDevice) -> vmm.AddedDevice:
-        if self.holds_add is not None:
-            await self.holds_add.wait()
-        error, self.add_error = self.add_error, None
-        if error and not self.acts_first:
-            raise error
-        assert request.bus not in self.present.values(), "a second device on an occupied bus"
-        hypervisor_id = f"share-{self._next}"
-        self._next += 1
-        self.present[hypervisor_id] = request.bus
-        if error:
-            raise error
-        return vmm.AddedDevice(hypervisor_id=hypervisor_id, pci_path="04/00")
-
-    async def _remove(self, request: vmm.RemoveDevice) -> Empty:
-        if request.hypervisor_id not in self.present:
-            raise NotFoundError(f"no {request.hypervisor_id}")
-        self.removals.append(request.hypervisor_id)
-        if self.lets_go:
-            await self.confirm_removal(request.hypervisor_id)
-        return Empty()
-
-    async def _present(self, _: vmm.SandboxRef) -> vmm.PresentDevices:
-        listed = (vmm.PresentDevice(hypervisor_id=name, bus=bus) for name, bus in self.present.items())
-        return vmm.PresentDevices(devices=tuple(listed))
-
-    async def _list(self, _: Empty) -> vmm.VmList:
-        vm = vmm.Vm(
-            sandbox_id=SANDBOX,
-            hypervisor="qemu",
-            version="0",
-            accelerator="tcg",
-            process=ProcessIdentity(pid=1, start_time=1, boot_id=""),
-            agent_socket="",
-            stream_sockets=(),
-            console_log="",
-            hotplug_buses=BUSES,
-        )
-        return vmm.VmList(vms=(vm,) if self.is_running else ())
-
-
-class Stand:
-    """A device manager's process, a fake VM manager, and calls to the former."""
-
-    def __init__(self, bus: BusClient) -> None:
-        self._bus = bus
-        self.vms = FakeVmManager()
-        self.process: subprocess.Popen[bytes]
-
-    async def start(self) -> None:
-        self.process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
-            [sys.executable, "-m", "procs.device_manager"], stdout=subprocess.DEVNULL
-        )
-        while True:
-            try:
-                await self._bus.call(device.SERVICE, HEALTH, Empty(), timeout_s=30)
-            except (UnavailableError, InterruptedCallError):
-                continue
-            return
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    async def attach(self, tag: str = "t", call_id: str | None = None) -> device.Device:
-        request = device.Attach(
-            sandbox_id=SANDBOX, hypervisor="qemu", buses=BUSES, spec=vmm.ShareSpec(source="/x", tag=tag)
-        )
-        return await self._bus.call(device.SERVICE, device.ATTACH, request, timeout_s=30, call_id=call_id)
-
-    async def confirm(self, attached: device.Device) -> device.Device:
-        ref = device.DeviceRef(device_id=attached.device_id)
-        return await self._bus.call(device.SERVICE, device.CONFIRM, ref, timeout_s=30)
-
-    async def detach(self, attached: device.Device) -> None:
-        await self._bus.call(
-            device.SERVICE, device.DETACH, device.DeviceRef(device_id=attached.device_id), timeout_s=60
-        )
-
-    async def devices(self) -> dict[str, str]:
-        listed = await self._bus.call(device.SERVICE, device.LIST_DEVICES, device.ListDevices(), timeout_s=30)
-        return {item.hypervisor_id: item.state for item in listed.devices}
-
-    async def wait_devices(self, wanted: dict[str, str]) -> None:
-        """Wait until the table is as wanted; asking is the only way to see a table change."""
-        while await self.devices() != wanted:  # noqa: ASYNC110 - another process's state
-            await asyncio.sleep(0.02)
+    Outcome = asyncio.Future[tuple[Device | BaseException]]
 
 
 @asynccontextmanager
-async def standing() -> AsyncIterator[Stand]:
-    async with BusClient() as bus:
-        stand = Stand(bus)
-        await stand.vms.start()
-        await stand.start()
-        try:
-            yield stand
-        finally:
-            stand.kill()
-            await stand.vms.stop()
+async def attaching() -> AsyncIterator[tuple[Stand, Outcome]]:
+    """Provide a stand whose VM manager has been asked to plug a device and does not answer before :func:`release`."""
+    async with standing() as stand:
+        stand.vms.holds_add = asyncio.Event()
+        call: Outcome = asyncio.gather(stand.attach(), return_exceptions=True)
+        await stand.wait_devices({"": "attaching"})
+        yield stand, call
+
+
+def release(stand: Stand) -> None:
+    """Let the VM manager plug what it was asked to plug."""
+    assert stand.vms.holds_add is not None
+    stand.vms.holds_add.set()
 
 
 @in_event_loop
@@ -312,17 +138,62 @@ async def test_an_add_whose_service_dies_is_settled_when_it_is_back() -> None:
 
 
 @in_event_loop
-async def test_killed_while_attaching_its_successor_undoes() -> None:
-    async with standing() as stand:
-        stand.vms.holds_add = asyncio.Event()
-        call = asyncio.gather(stand.attach(), return_exceptions=True)
-        await stand.wait_devices({"": "attaching"})
+async def test_killed_while_attaching_its_successor_joins_the_add_that_still_runs() -> None:
+    async with attaching() as (stand, call):
         stand.kill()
         await call
-        stand.vms.holds_add.set()
         await stand.start()
+        async with asyncio.TaskGroup() as tasks:
+            again = tasks.create_task(stand.attach())
+            await stand.devices()  # which is answered after the attach has been taken up
+            release(stand)
+        assert (again.result().state, again.result().bus) == ("plugged", "port0")
+        assert stand.vms.present == {"share-1": "port0"}
+        assert await stand.devices() == {"share-1": "plugged"}
+
+
+@in_event_loop
+async def test_a_vm_that_ends_while_its_device_is_plugged_leaves_no_device() -> None:
+    async with attaching() as (stand, call):
+        await stand.vms.end_vm()
         await stand.wait_devices({})
-        assert stand.vms.present == {}
+        release(stand)
+        (error,) = await call
+        assert isinstance(error, NotFoundError)
+        assert await stand.devices() == {}
+
+
+@in_event_loop
+async def test_a_device_that_is_being_plugged_can_be_detached() -> None:
+    async with attaching() as (stand, call):
+        (listed,) = await stand.list()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(stand.detach(listed))
+            await stand.devices()  # which is answered after the detach has been taken up
+            release(stand)
+        await call
+        assert (await stand.devices(), stand.vms.present) == ({}, {})
+
+
+@in_event_loop
+async def test_a_new_vm_of_the_same_name_gets_a_device_of_its_own() -> None:
+    async with standing() as stand:
+        await stand.confirm(await stand.attach())
+        stand.kill()
+        stand.vms.present.clear()  # the VM ended and another began, unheard
+        await stand.start()
+        assert (await stand.attach()).hypervisor_id == "share-2"
+        assert stand.vms.present == {"share-2": "port0"}
+
+
+@in_event_loop
+async def test_an_event_that_is_not_readable_is_a_reason_to_compare() -> None:
+    async with standing() as stand:
+        await stand.vms.is_compared.wait()
+        stand.vms.is_compared.clear()
+        await stand.vms.publish_nonsense()
+        await stand.vms.is_compared.wait()
+        assert (await stand.attach()).state == "plugged"
 
 
 @in_event_loop
@@ -369,8 +240,10 @@ async def test_a_guest_that_never_lets_go_is_quarantined_until_it_does() -> None
     async with standing() as stand:
         stand.vms.lets_go = False
         attached = await stand.attach()
-        with pytest.raises(HypervisorError, match="quarantined and keeps port0"):
-            await stand.detach(attached)
+        for error in await asyncio.gather(stand.detach(attached), stand.detach(attached), return_exceptions=True):
+            assert isinstance(error, HypervisorError)
+            assert "quarantined and keeps port0" in error.message
+        assert stand.vms.removals == ["share-1"], "whoever wants it gone joins the one removal"
         assert await stand.devices() == {"share-1": "quarantined"}
         assert (await stand.attach("b")).bus == "port1"
         await stand.vms.confirm_removal("share-1")

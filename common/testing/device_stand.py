@@ -1,0 +1,231 @@
+"""A device manager under test: the real program, on a real bus, against a VM manager that misbehaves on demand.
+
+The VM manager here is a real server on a real bus with a list of devices of its own: what it says is what is true.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import subprocess
+import sys
+import tempfile
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, ParamSpec
+
+import pytest
+
+from common import paths
+from common.bus.client import BusClient
+from common.bus.events import Publisher
+from common.bus.server import BusServer
+from common.bus.wire import Empty, Event
+from common.errors import AlreadyExistsError, InterruptedCallError, KataError, NotFoundError, UnavailableError
+from common.processes import ProcessIdentity
+from common.services import device, vmm
+from common.services.health import HEALTH
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+P = ParamSpec("P")
+
+SANDBOX = "s1"
+BUSES = ("port0", "port1")
+SERVICE = vmm.service_name("qemu")
+_TEST_TIMEOUT_S = 100
+
+
+def in_event_loop(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
+    """Run a test that is a coroutine, with a limit that is not a measure of anything."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), _TEST_TIMEOUT_S))
+
+    return run
+
+
+class FakeVmManager:
+    """Answers for ``vmm.qemu``.
+
+    Attributes:
+        present: the hypervisor's own list, id to bus.
+        is_running: whether the sandbox's VM is listed.
+        is_compared: set whenever the device manager has asked for the list of VMs.
+        lets_go: whether a removal is confirmed at once; if not, ``confirm_removal`` does it.
+        holds_add: if set, an add waits for it before it acts.
+        add_error: raised by the next add, after it took effect if ``acts_first``.
+        removal_error: raised by every request for a removal.
+        removals: ids that were asked to be removed, in order.
+    """
+
+    def __init__(self) -> None:
+        self.present: dict[str, str] = {}
+        self.is_running = True
+        self.is_compared = asyncio.Event()
+        self.lets_go = True
+        self.holds_add: asyncio.Event | None = None
+        self.add_error: KataError | None = None
+        self.acts_first = False
+        self.removal_error: KataError | None = None
+        self.removals: list[str] = []
+        self._next = 1
+        self._stack = AsyncExitStack()
+        self._publisher: Publisher
+
+    async def start(self) -> None:
+        """Answer calls."""
+        self._stack = AsyncExitStack()
+        server = await self._stack.enter_async_context(BusServer(SERVICE))
+        self._publisher = await self._stack.enter_async_context(Publisher(SERVICE))
+        server.register(vmm.LIST_VMS, self._list)
+        server.register(vmm.ADD_DEVICE, self._add)
+        server.register(vmm.REMOVE_DEVICE, self._remove)
+        server.register(vmm.LIST_PRESENT_DEVICES, self._present)
+
+    async def stop(self) -> None:
+        """Answer no more."""
+        await self._stack.aclose()
+
+    async def confirm_removal(self, hypervisor_id: str, *, is_told: bool = True) -> None:
+        """Have the guest let a device go; the device manager hears of it or does not."""
+        self.present.pop(hypervisor_id)
+        if is_told:
+            body = vmm.DeviceRemoved(sandbox_id=SANDBOX, hypervisor_id=hypervisor_id)
+            await self._publisher.publish(vmm.DEVICE_REMOVED, body)
+
+    async def publish_nonsense(self) -> None:
+        """Publish an event whose body is not of its type."""
+        await self._publisher.publish(Event(vmm.VM_EXITED.topic, Empty), Empty())
+
+    async def end_vm(self) -> None:
+        """Have the VM end."""
+        self.is_running = False
+        self.present.clear()
+        await self._publisher.publish(vmm.VM_EXITED, vmm.VmExited(sandbox_id=SANDBOX))
+
+    async def _add(self, request: vmm.AddDevice) -> vmm.AddedDevice:
+        if self.holds_add is not None:
+            await self.holds_add.wait()
+        error, self.add_error = self.add_error, None
+        if error and not self.acts_first:
+            raise error
+        if request.bus in self.present.values():
+            raise AlreadyExistsError(f"{request.bus} is occupied")
+        hypervisor_id = f"share-{self._next}"
+        self._next += 1
+        self.present[hypervisor_id] = request.bus
+        if error:
+            raise error
+        return vmm.AddedDevice(hypervisor_id=hypervisor_id, pci_path="04/00")
+
+    async def _remove(self, request: vmm.RemoveDevice) -> Empty:
+        if request.hypervisor_id not in self.present:
+            raise NotFoundError(f"no {request.hypervisor_id}")
+        if self.removal_error:
+            raise self.removal_error
+        self.removals.append(request.hypervisor_id)
+        if self.lets_go:
+            await self.confirm_removal(request.hypervisor_id)
+        return Empty()
+
+    async def _present(self, _: vmm.SandboxRef) -> vmm.PresentDevices:
+        listed = (vmm.PresentDevice(hypervisor_id=name, bus=bus) for name, bus in self.present.items())
+        return vmm.PresentDevices(devices=tuple(listed))
+
+    async def _list(self, _: Empty) -> vmm.VmList:
+        self.is_compared.set()
+        vm = vmm.Vm(
+            sandbox_id=SANDBOX,
+            hypervisor="qemu",
+            version="0",
+            accelerator="tcg",
+            process=ProcessIdentity(pid=1, start_time=1, boot_id=""),
+            agent_socket="",
+            stream_sockets=(),
+            console_log="",
+            hotplug_buses=BUSES,
+        )
+        return vmm.VmList(vms=(vm,) if self.is_running else ())
+
+
+class Stand:
+    """A device manager's process, a fake VM manager, and calls to the former."""
+
+    def __init__(self, bus: BusClient) -> None:
+        self._bus = bus
+        self.vms = FakeVmManager()
+        self.process: subprocess.Popen[bytes]
+
+    async def start(self) -> None:
+        """Start a device manager and wait until it answers."""
+        self.process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
+            [sys.executable, "-m", "procs.device_manager"], stdout=subprocess.DEVNULL
+        )
+        while True:
+            try:
+                await self._bus.call(device.SERVICE, HEALTH, Empty(), timeout_s=30)
+            except (UnavailableError, InterruptedCallError):
+                continue
+            return
+
+    def kill(self) -> None:
+        """Kill the device manager."""
+        self.process.kill()
+        self.process.wait()
+
+    async def attach(self, tag: str = "t", call_id: str | None = None) -> device.Device:
+        """Call ``attach``."""
+        request = device.Attach(
+            sandbox_id=SANDBOX, hypervisor="qemu", buses=BUSES, spec=vmm.ShareSpec(source="/x", tag=tag)
+        )
+        return await self._bus.call(device.SERVICE, device.ATTACH, request, timeout_s=30, call_id=call_id)
+
+    async def confirm(self, attached: device.Device) -> device.Device:
+        """Call ``confirm``."""
+        ref = device.DeviceRef(device_id=attached.device_id)
+        return await self._bus.call(device.SERVICE, device.CONFIRM, ref, timeout_s=30)
+
+    async def detach(self, attached: device.Device) -> None:
+        """Call ``detach``."""
+        await self._bus.call(
+            device.SERVICE, device.DETACH, device.DeviceRef(device_id=attached.device_id), timeout_s=60
+        )
+
+    async def list(self) -> tuple[device.Device, ...]:
+        """Call ``list_devices``."""
+        listed = await self._bus.call(device.SERVICE, device.LIST_DEVICES, device.ListDevices(), timeout_s=30)
+        return listed.devices
+
+    async def devices(self) -> dict[str, str]:
+        """Return each device's state by the hypervisor's id."""
+        return {item.hypervisor_id: item.state for item in await self.list()}
+
+    async def wait_devices(self, wanted: dict[str, str]) -> None:
+        """Wait until the table is as wanted; asking is the only way to see a table change."""
+        while await self.devices() != wanted:  # noqa: ASYNC110 - another process's state
+            await asyncio.sleep(0.02)
+
+
+@contextmanager
+def run_dir() -> Iterator[None]:
+    """Give this process and its children a run directory of their own."""
+    with tempfile.TemporaryDirectory(prefix="kt-", dir="/tmp") as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(paths.RUN_DIR_VARIABLE, directory)
+        yield
+
+
+@asynccontextmanager
+async def standing() -> AsyncIterator[Stand]:
+    """Provide a device manager's process and its VM manager."""
+    with run_dir():
+        async with BusClient() as bus:
+            stand = Stand(bus)
+            await stand.vms.start()
+            await stand.start()
+            try:
+                yield stand
+            finally:
+                stand.kill()
+                await stand.vms.stop()
