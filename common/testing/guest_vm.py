@@ -142,14 +142,14 @@ class GuestVm:
 
     def _open(self, name: str) -> socket.socket:
         """Connect to one of QEMU's sockets, which are there before QEMU runs the guest."""
-        path = self.path(name)
-        while not path.exists():
-            if self._processes[0].poll() is not None:
-                raise RuntimeError(f"QEMU has ended: {self.path('qemu.log').read_text()}")
-            os.sched_yield()
-        connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(BOOT_TIMEOUT_S)
-        connection.connect(str(path))
+        with ExitStack() as undo:
+            connection = undo.enter_context(socket.socket(socket.AF_UNIX))
+            connection.settimeout(BOOT_TIMEOUT_S)
+            while connection.connect_ex(str(self.path(name))):  # not there yet, or bound and not yet listening
+                if self._processes[0].poll() is not None:
+                    raise RuntimeError(f"QEMU has ended: {self.path('qemu.log').read_text()}")
+                os.sched_yield()
+            undo.pop_all()
         return connection
 
     def _qemu(self, vmlinux: Path, initrd: Path, parameters: str) -> list[str]:

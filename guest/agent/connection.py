@@ -5,7 +5,7 @@ QEMU hands every chunk that it reads from the host's socket to the guest in a bu
 port returns at most one buffer (drivers/char/virtio_console.c, fill_readbuf). Bytes of two conversations are thus never
 in one chunk. A conversation ends where
 
-- the port reports that the host's end is closed: it is drained, and what remains of a frame is dropped;
+- the port reports that the host's end is closed: what remains of it is read and dropped;
 - a hello begins where a frame could: as a frame, its first bytes would announce more than ttrpc allows;
 - a chunk in the middle of a frame is exactly a hello, which the host sends alone: that its end was closed in between
   went by unseen.
@@ -45,10 +45,11 @@ class Connection:
         reactor.watch(port, self._on_event)
 
     def _on_event(self, events: int) -> None:
+        if events & HANGUP:
+            # First: the host may be back already, and what is read next be its hello.
+            self._begin(is_greeted=False)
         self._write()
         self._read()
-        if events & HANGUP:
-            self._begin(is_greeted=False)
 
     def _read(self) -> None:
         while True:

@@ -13,7 +13,7 @@ from common.channel import HELLO, HELLO_REPLY
 from common.protocols.health import CheckRequest, HealthCheckResponse
 from common.ttrpc import frames
 from guest.agent.connection import Connection
-from guest.agent.reactor import Reactor
+from guest.agent.reactor import HANGUP, IN, Reactor
 from guest.agent.rpc import Call, Router, RpcError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Host:
         )
         agent.setblocking(False)
         self._agent = agent.detach()
-        Connection(self.reactor, self._agent, router)
+        self.connection = Connection(self.reactor, self._agent, router)
 
     def close(self) -> None:
         self.socket.close()
@@ -94,6 +94,17 @@ def test_a_call_is_answered_on_its_stream(host: Host) -> None:
     host.send(call("Now", 5))
     stream, response = host.receive()
     assert (stream, HealthCheckResponse.decode(response.payload).status) == (5, 7)
+
+
+def test_a_hangup_that_is_heard_late_does_not_end_the_next_conversation(host: Host) -> None:
+    """The host closes and opens its end before the agent looks: the event is old, the hello is new."""
+    host.hello()
+    host.socket.send(call("Now")[:10])
+    host.socket.send(HELLO + NONCE)
+    host.connection._on_event(IN | HANGUP)
+    assert host.socket.recv(100) == HELLO_REPLY + NONCE
+    host.send(call("Now", 5))
+    assert host.receive()[0] == 5
 
 
 def test_a_call_that_waits_holds_up_no_other(host: Host) -> None:
