@@ -46,8 +46,10 @@ R = TypeVar("R", bound=msgspec.Struct)
 REMEMBER_S = 120.0
 """How long a reply can be had again under its call id."""
 
+MAX_RUNNING = 256
+"""Calls in flight; more are refused."""
+
 _MAX_REMEMBERED = 4096
-_MAX_RUNNING = 256
 
 
 @dataclass(slots=True)
@@ -125,37 +127,44 @@ class BusServer:
             await self._send(sender, self._remembered[call.call_id][1])
         elif call.call_id in self._running:
             self._running[call.call_id].senders.add(sender)
-        elif len(self._running) >= _MAX_RUNNING:
-            busy = ExhaustedError(f"{self._service} has {_MAX_RUNNING} calls in flight", hint="try again later")
-            await self._send(sender, encode(_failure(call, busy)))
+        elif refusal := self._refusal(call):
+            # Not remembered, since nothing was done: the same call may be tried again.
+            log.get().warning("call refused", request=call.request_id, verb=call.verb, error=str(refusal))
+            await self._send(sender, encode(_failure(call, refusal)))
         else:
             self._running[call.call_id] = _Running({sender})
             self._workers.spawn(self._run(call))
 
+    def _refusal(self, call: Call) -> KataError | None:
+        """Return why a call is not begun, if it is not."""
+        if time.monotonic_ns() >= call.deadline_ns:
+            return DeadlineError(f"{call.verb} reached {self._service} after its deadline; nothing was done")
+        if len(self._running) >= MAX_RUNNING:
+            return ExhaustedError(f"{self._service} has {MAX_RUNNING} calls in flight", hint="try again later")
+        return None
+
     async def _run(self, call: Call) -> None:
         sandbox = call.body.get("sandbox_id", "")
         with log.bound(request=call.request_id, sandbox=sandbox if isinstance(sandbox, str) else "", verb=call.verb):
-            data = encode(await self._reply(call))
+            data = await self._reply(call)
         running = self._running.pop(call.call_id)
         self._remembered[call.call_id] = (time.monotonic() + REMEMBER_S, data)
         for sender in running.senders:
             await self._send(sender, data)
 
-    async def _reply(self, call: Call) -> Reply:
+    async def _reply(self, call: Call) -> bytes:
         """Run the handler; every error becomes a fault and is logged here, once."""
         try:
             body = await self._handle(call)
-            return Reply(v=VERSION, call_id=call.call_id, body=msgspec.to_builtins(body))
+            return encode(Reply(v=VERSION, call_id=call.call_id, body=msgspec.to_builtins(body)))
         except KataError as err:
             log.get().error("call failed", error=str(err), kind=type(err).__name__, **err.context)
-            return _failure(call, err)
+            return encode(_failure(call, err))
         except Exception as err:  # noqa: BLE001 - the bus's boundary: a bug must not end the service
             log.get().exception("bug in a handler")
-            return _failure(call, BugError(f"{self._service} failed in {call.verb}: {err!r}"))
+            return encode(_failure(call, BugError(f"{self._service} failed in {call.verb}: {err!r}")))
 
     async def _handle(self, call: Call) -> msgspec.Struct:
-        if time.monotonic_ns() >= call.deadline_ns:
-            raise DeadlineError(f"{call.verb} reached {self._service} after its deadline; nothing was done")
         known = self._handlers.get(call.verb)
         if call.service != self._service or known is None:
             raise UnsupportedError(f"{self._service} does not know {call.service}/{call.verb}")

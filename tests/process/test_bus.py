@@ -20,20 +20,24 @@ from typing import TYPE_CHECKING, ParamSpec
 
 import msgspec
 import pytest
+import zmq
+import zmq.asyncio
 
 from common import paths
 from common.bus import service as bus_service
 from common.bus.client import BusClient
 from common.bus.events import Publisher, Received, Resync, Subscriber
-from common.bus.server import BusServer
-from common.bus.wire import Empty, Event, Verb
+from common.bus.server import MAX_RUNNING, BusServer
+from common.bus.wire import MAX_MESSAGE, VERSION, Call, Empty, Event, Reply, Verb, decode, encode
 from common.errors import (
     AlreadyExistsError,
     BugError,
     DeadlineError,
+    ExhaustedError,
     InterruptedCallError,
     StateError,
     UnavailableError,
+    WireError,
 )
 from common.services.health import HEALTH
 
@@ -55,6 +59,8 @@ class Count(msgspec.Struct, frozen=True, kw_only=True):
 
 
 HOLD = Verb("hold", Word, Count)
+STAY = Verb("stay", Empty, Empty)
+BOAST = Verb("boast", Empty, Word)
 COUNT = Verb("count", Empty, Count)
 REFUSE = Verb("refuse", Empty, Empty)
 CRASH = Verb("crash", Empty, Empty)
@@ -77,6 +83,13 @@ async def serve() -> None:
     async def count(_: Empty) -> Count:
         return Count(count=calls, pid=os.getpid())
 
+    async def stay(_: Empty) -> Empty:
+        await asyncio.Event().wait()
+        return Empty()
+
+    async def boast(_: Empty) -> Word:
+        return Word(word="!" * MAX_MESSAGE)
+
     async def refuse(_: Empty) -> Empty:
         raise StateError("the echo is tired", hint="wait", mood="tired")
 
@@ -89,6 +102,8 @@ async def serve() -> None:
 
     async with BusServer(SERVICE) as server, Publisher(SERVICE) as publisher:
         server.register(HOLD, hold)
+        server.register(STAY, stay)
+        server.register(BOAST, boast)
         server.register(COUNT, count)
         server.register(REFUSE, refuse)
         server.register(CRASH, crash)
@@ -235,6 +250,49 @@ async def test_an_expired_deadline_is_said(run_dir: Path) -> None:
             await reached(bus)
             with pytest.raises(DeadlineError, match=r"did not answer hold within 0\.2 s"):
                 await bus.call(SERVICE, HOLD, Word(word=str(run_dir / "never")), timeout_s=0.2)
+
+
+@in_event_loop
+async def test_a_call_that_comes_too_late_is_not_run_and_can_be_repeated() -> None:
+    with running():
+        async with BusClient() as bus:
+            await reached(bus)
+            with zmq.asyncio.Context() as context, context.socket(zmq.DEALER) as late:
+                late.connect(f"ipc://{paths.bus_dir()}/{SERVICE}")
+                call = Call(v=VERSION, call_id="same", request_id="", service=SERVICE, verb=HOLD.name, deadline_ns=1)
+                await late.send(encode(call))
+                fault = decode(await late.recv(), Reply).fault
+            assert fault is not None
+            assert (fault.kind, "nothing was done" in fault.message) == ("DeadlineError", True)
+            assert (await bus.call(SERVICE, HOLD, Word(word=""), timeout_s=5, call_id="same")).count == 1
+
+
+@in_event_loop
+async def test_calls_beyond_the_bound_are_refused() -> None:
+    with running():
+        async with BusClient() as bus:
+            await reached(bus)
+            calls = [
+                asyncio.gather(bus.call(SERVICE, STAY, Empty(), timeout_s=60), return_exceptions=True)
+                for _ in range(MAX_RUNNING + 1)
+            ]
+            ended, others = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+            ((error,),) = (call.result() for call in ended)
+            assert isinstance(error, ExhaustedError)
+            assert error.message == f"echo has {MAX_RUNNING} calls in flight"
+            for call in others:
+                call.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
+
+@in_event_loop
+async def test_a_reply_that_is_too_large_costs_its_caller_alone() -> None:
+    with running():
+        async with BusClient() as bus:
+            await reached(bus)
+            with pytest.raises(WireError, match="exceeds the limit"):
+                await bus.call(SERVICE, BOAST, Empty(), timeout_s=5)
+            await bus.call(SERVICE, HEALTH, Empty(), timeout_s=5)
 
 
 @in_event_loop
