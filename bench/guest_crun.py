@@ -1,7 +1,7 @@
-"""Runs in a guest instead of the agent: what crun itself takes there. Prints one line a measurement on the console.
+"""Runs in a guest instead of the agent: what crun itself takes there.
 
-The peer of our Start and Exec is crun in the same guest, without us. The benchmark puts this file, a busybox root file
-system and a bundle into a second cpio behind the initrd and boots with ``rdinit=/bench/init``.
+The peer of our Start and Exec is crun in the same guest, without us. The host writes the name of a measurement to the
+agent's port and gets a line back: the seconds that crun took, or what went wrong.
 """
 
 from __future__ import annotations
@@ -9,39 +9,61 @@ from __future__ import annotations
 import posix
 import time
 
-from guest.agent import system
+from common.channel import AGENT_PORT
+from guest.agent import ports, system
+from guest.agent.reactor import Reactor
 
-RUNS = 15
 _CRUN = "/usr/bin/crun"
+_CONTAINER = "sleeping"
 
-
-def crun(*arguments: str) -> float:
-    """Run crun; return its time in seconds."""
-    began = time.monotonic()
-    pid = posix.posix_spawn(_CRUN, ["crun", *arguments], {"PATH": "/bin:/usr/bin"})
-    _, status = posix.waitpid(pid, 0)
-    took = time.monotonic() - began
-    if status:
-        say(f"failed: crun {arguments} ended with {status}")
-    return took
-
-
-def say(text: str) -> None:
-    """Print a line that the benchmark looks for."""
-    posix.write(1, f"bench {text}\n".encode())
+MEASUREMENTS = {
+    "run": ["run", "--bundle", "/bench/true", "true"],
+    "exec": ["exec", _CONTAINER, "/bin/true"],
+}
 
 
 def main() -> None:
-    """Measure and end the VM."""
+    """Prepare as the agent does, start the container that takes the execs, and measure what is asked for."""
     system.mount_basics()
     system.open_console()
+    reactor = Reactor()
+    uevents = ports.Uevents(reactor)
     system.load_modules("boot")
     system.prepare_for_containers()
-    posix.chdir("/bench/true")
-    for number in range(RUNS):
-        say(f"run {crun('run', f'r{number}'):.4f}")
-    posix.chdir("/bench/sleep")
-    crun("run", "-d", "s")
-    for _ in range(RUNS):
-        say(f"exec {crun('exec', 's', '/bin/true'):.4f}")
-    say("done")
+    _crun(["run", "--detach", "--bundle", "/bench/sleeping", _CONTAINER])
+
+    def attempt() -> None:
+        node = ports.find(AGENT_PORT)
+        if node is not None:
+            uevents.unlisten(attempt)
+            _serve(reactor, ports.open_port(node))
+
+    uevents.listen(attempt)
+    attempt()
+    reactor.run()
+
+
+def _serve(reactor: Reactor, port: int) -> None:
+    def on_event(_events: int) -> None:
+        try:
+            while asked := posix.read(port, 4096):
+                for name in asked.decode().split():
+                    posix.write(port, f"{_measure(name)}\n".encode())
+        except BlockingIOError:
+            pass
+
+    reactor.watch(port, on_event)
+
+
+def _measure(name: str) -> str:
+    began = time.monotonic()
+    status = _crun(MEASUREMENTS[name])
+    took = time.monotonic() - began
+    return f"crun {name} ended with {status}" if status else f"{took:.4f}"
+
+
+def _crun(arguments: list[str]) -> int:
+    """Run crun, its streams the console; return its wait status."""
+    command = ["crun", "--cgroup-manager", "cgroupfs", *arguments]
+    _, status = posix.waitpid(posix.posix_spawn(_CRUN, command, {"PATH": "/bin:/usr/bin"}), 0)
+    return status

@@ -6,6 +6,8 @@ emulation is slow and these figures are of one machine: read the ratios.
 - cold start: (ours - bare boot) / (runc's ``ctr run`` + ``crun run`` in the guest). What is left of a cold start when
   the VM's own boot is taken off, against the container that it would be and the one that it is.
 - exec: ours / (runc's ``ctr task exec`` + ``crun exec`` in the guest).
+
+Then, without a peer: where the bare boot's time goes, and what holds an idle shim's memory.
 """
 
 from __future__ import annotations
@@ -14,58 +16,94 @@ import statistics
 import sys
 import time
 import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from bench.memory import pss_by_mapping
 from bench.peers import bare_boot, crun_in_guest
+from bench.phases import boot_phases
 from common.testing.containers import running
 from common.testing.stack import IMAGE, RUNTIME, Stack
+from procs.vmm_manager.drivers.qemu.probe import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from bench.memory import Share
+
 _RUNC = "io.containerd.runc.v2"
 _ROUNDS = 11
+_PHASE_ROUNDS = 5
+
+_BOOT = "bare boot to agent answers"
+_RUN, _RUNC_RUN, _CRUN_RUN = "kata: ctr run", "runc: ctr run", "crun run in the guest"
+_EXEC, _RUNC_EXEC, _CRUN_EXEC = "kata: ctr task exec", "runc: ctr task exec", "crun exec in the guest"
 
 
 def main() -> int:
     """Measure everything and print the report."""
-    print("bench: crun in the guest", flush=True)
-    samples = {f"crun {kind} in the guest": values for kind, values in crun_in_guest().items()}
     with Stack() as stack:
-        print(f"bench: {_ROUNDS} rounds of cold starts", flush=True)
-        samples |= interleaved(
-            {
-                "bare boot to agent answers": bare_boot,
-                "runc: ctr run": lambda: timed_ctr(stack, "run", "--rm", "--runtime", _RUNC, IMAGE, name(), "true"),
-                "kata: ctr run": lambda: timed_ctr(stack, "run", "--rm", "--runtime", RUNTIME, IMAGE, name(), "true"),
-            }
-        )
-        print(f"bench: {_ROUNDS} rounds of execs", flush=True)
-        with running(stack, runtime=_RUNC) as plain, running(stack) as ours:
-            samples |= interleaved(
-                {
-                    "runc: ctr task exec": lambda: timed_ctr(stack, "task", "exec", "--exec-id", name(), plain, "true"),
-                    "kata: ctr task exec": lambda: timed_ctr(stack, "task", "exec", "--exec-id", name(), ours, "true"),
-                }
-            )
-            memory = shim_memory(stack)
+        accelerator = probed(stack)
+        samples, memory = measure(stack, accelerator)
+    say(f"{_PHASE_ROUNDS} bare boots, by phase")
+    boots = [boot_phases(accelerator) for _ in range(_PHASE_ROUNDS)]
+    print(f"\naccelerator: {accelerator}")
     report(samples)
-    print("\nidle shim, PSS by what it maps (KiB):")
-    for what, kib in memory:
-        print(f"  {kib:>7}  {what}")
+    report_phases({phase: statistics.median(boot[phase] for boot in boots) for phase in boots[0]})
+    report_memory(memory)
     return 0
 
 
-def name() -> str:
+def probed(stack: Stack) -> str:
+    """Run a first container, for which the VM manager finds out whether KVM works; return what it found."""
+    ctr_run(stack, RUNTIME)
+    return msgspec.json.decode((stack.run_dir / "probe.json").read_bytes(), type=Verdict).accelerator
+
+
+def measure(stack: Stack, accelerator: str) -> tuple[dict[str, list[float]], list[Share]]:
+    """Return the seconds of everything that has a peer, and the memory of the shim that took the execs."""
+    with crun_in_guest(accelerator) as crun:
+        say(f"{_ROUNDS} rounds of cold starts")
+        samples = interleaved(
+            {
+                _BOOT: lambda: bare_boot(accelerator),
+                _RUN: lambda: ctr_run(stack, RUNTIME),
+                _RUNC_RUN: lambda: ctr_run(stack, _RUNC),
+                _CRUN_RUN: lambda: crun("run"),
+            }
+        )
+        say(f"{_ROUNDS} rounds of execs")
+        with running(stack, runtime=_RUNC) as plain, running(stack) as ours:
+            samples |= interleaved(
+                {
+                    _EXEC: lambda: ctr_exec(stack, ours),
+                    _RUNC_EXEC: lambda: ctr_exec(stack, plain),
+                    _CRUN_EXEC: lambda: crun("exec"),
+                }
+            )
+            return samples, pss_by_mapping(stack)
+
+
+def ctr_run(stack: Stack, runtime: str) -> float:
+    """Run a container that does nothing; return its time in seconds."""
+    return timed(lambda: stack.ctr("run", "--rm", "--runtime", runtime, IMAGE, new_name(), "true", check=True))
+
+
+def ctr_exec(stack: Stack, container: str) -> float:
+    """Do nothing in a container that runs; return the time in seconds."""
+    return timed(lambda: stack.ctr("task", "exec", "--exec-id", new_name(), container, "true", check=True))
+
+
+def new_name() -> str:
     """Return an id that was not used before."""
     return f"b{uuid.uuid4().hex[:8]}"
 
 
-def timed_ctr(stack: Stack, *arguments: str) -> float:
-    """Run ctr; return its time in seconds."""
+def timed(action: Callable[[], object]) -> float:
+    """Return the seconds that an action takes."""
     began = time.monotonic()
-    stack.ctr(*arguments, check=True)
+    action()
     return time.monotonic() - began
 
 
@@ -73,41 +111,49 @@ def interleaved(measures: dict[str, Callable[[], float]]) -> dict[str, list[floa
     """Take each measure in turn, round after round; the first round warms up and is not counted."""
     samples: dict[str, list[float]] = {what: [] for what in measures}
     for number in range(_ROUNDS + 1):
-        for what, measure in measures.items():
-            took = measure()
+        for what, measure_once in measures.items():
+            took = measure_once()
             if number:
                 samples[what].append(took)
     return samples
 
 
 def report(samples: dict[str, list[float]]) -> None:
-    """Print medians, 99th percentiles (the worst of so few) and the ratios of the medians."""
-    print(f"\n{'seconds':<32} {'median':>8} {'p99':>8} {'n':>4}")
-    median = {what: statistics.median(values) for what, values in samples.items()}
+    """Print medians, 99th percentiles (the worst of so few), and the ratios of the medians with what is in them."""
+    print(f"\n{'seconds':<40} {'median':>8} {'p99':>8} {'n':>4}")
+    m = {what: statistics.median(values) for what, values in samples.items()}
     for what, values in samples.items():
-        print(f"{what:<32} {median[what]:8.3f} {max(values):8.3f} {len(values):4}")
-    over = median["kata: ctr run"] - median["bare boot to agent answers"]
-    cold = over / (median["runc: ctr run"] + median["crun run in the guest"])
-    execs = median["kata: ctr task exec"] / (median["runc: ctr task exec"] + median["crun exec in the guest"])
-    print(f"\ncold start without the boot: {over:.3f} s = {cold:.2f} x (runc's ctr run + crun run in the guest)")
+        print(f"{what:<40} {m[what]:8.3f} {max(values):8.3f} {len(values):4}")
+    over, started, executed = m[_RUN] - m[_BOOT], m[_RUNC_RUN] + m[_CRUN_RUN], m[_RUNC_EXEC] + m[_CRUN_EXEC]
+    print(f"\ncold start: ({_RUN} - {_BOOT}) / ({_RUNC_RUN} + {_CRUN_RUN})")
     print(
-        f"exec: {median['kata: ctr task exec']:.3f} s = {execs:.2f} x (runc's ctr task exec + crun exec in the guest)"
+        f"  = ({m[_RUN]:.3f} - {m[_BOOT]:.3f}) / ({m[_RUNC_RUN]:.3f} + {m[_CRUN_RUN]:.3f})"
+        f" = {over:.3f} / {started:.3f} = {over / started:.2f}"
+    )
+    print(f"exec: {_EXEC} / ({_RUNC_EXEC} + {_CRUN_EXEC})")
+    print(
+        f"  = {m[_EXEC]:.3f} / ({m[_RUNC_EXEC]:.3f} + {m[_CRUN_EXEC]:.3f})"
+        f" = {m[_EXEC]:.3f} / {executed:.3f} = {m[_EXEC] / executed:.2f}"
     )
 
 
-def shim_memory(stack: Stack) -> list[tuple[str, int]]:
-    """Return the proportional set size of the shim by mapping, largest first, the sum before them."""
-    shim = next(p for p in stack.processes() if any(w.endswith("shim-kata-v2") for w in p.cmdline()[:3]))
-    sizes: dict[str, int] = {}
-    mapping = "anonymous"
-    for line in Path(f"/proc/{shim.pid}/smaps").read_text().splitlines():
-        words = line.split()
-        if "-" in words[0] and not words[0].endswith(":"):
-            mapping = Path(words[5]).name if len(words) > 5 else "anonymous"
-        elif words[0] == "Pss:":
-            sizes[mapping] = sizes.get(mapping, 0) + int(words[1])
-    largest = sorted(sizes.items(), key=lambda item: -item[1])
-    return [("all", sum(sizes.values())), *largest[:8]]
+def report_phases(phases: dict[str, float]) -> None:
+    """Print where a bare boot's time goes."""
+    print(f"\n{f'bare boot: medians of {_PHASE_ROUNDS}, in order':<40} {'seconds':>8}")
+    for phase, seconds in phases.items():
+        print(f"{phase:<40} {seconds:8.3f}")
+
+
+def report_memory(shares: list[Share]) -> None:
+    """Print what holds the memory of an idle shim."""
+    print(f"\n{'idle shim: PSS by mapping':<40} {'KiB':>8}")
+    for share in shares:
+        print(f"{share.mapping:<40} {share.kib:8}")
+
+
+def say(step: str) -> None:
+    """Tell what is about to be measured: it takes minutes."""
+    print(f"bench: {step}", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from common.testing import isolation
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -49,6 +51,13 @@ def leaves_nothing() -> Iterator[None]:
     left += [f"thread {thread.name}" for thread in set(threading.enumerate()) - threads if not _joins(thread)]
     left += [f"directory {path}" for path in _made[made:] if path.exists()]
     assert left == []
+
+
+@pytest.fixture
+def run_dir() -> Iterator[Path]:
+    """A run directory of the test's own, which its processes inherit."""
+    with isolation.run_dir() as directory:
+        yield directory
 
 
 def _children() -> set[int]:

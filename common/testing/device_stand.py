@@ -6,16 +6,11 @@ The VM manager here is a real server on a real bus with a list of devices of its
 from __future__ import annotations
 
 import asyncio
-import functools
 import subprocess
 import sys
-import tempfile
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, ParamSpec
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
 
-import pytest
-
-from common import paths
 from common.bus.client import BusClient
 from common.bus.events import Publisher
 from common.bus.server import BusServer
@@ -24,26 +19,15 @@ from common.errors import AlreadyExistsError, InterruptedCallError, KataError, N
 from common.processes import ProcessIdentity
 from common.services import device, vmm
 from common.services.health import HEALTH
+from common.testing.isolation import run_dir
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator
 
-P = ParamSpec("P")
 
 SANDBOX = "s1"
 BUSES = ("port0", "port1")
 SERVICE = vmm.service_name("qemu")
-_TEST_TIMEOUT_S = 100
-
-
-def in_event_loop(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
-    """Run a test that is a coroutine, with a limit that is not a measure of anything."""
-
-    @functools.wraps(test)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), _TEST_TIMEOUT_S))
-
-    return run
 
 
 class FakeVmManager:
@@ -206,14 +190,6 @@ class Stand:
         """Wait until the table is as wanted; asking is the only way to see a table change."""
         while await self.devices() != wanted:  # noqa: ASYNC110 - another process's state
             await asyncio.sleep(0.02)
-
-
-@contextmanager
-def run_dir() -> Iterator[None]:
-    """Give this process and its children a run directory of their own."""
-    with tempfile.TemporaryDirectory(prefix="kt-", dir="/tmp") as directory, pytest.MonkeyPatch.context() as patch:
-        patch.setenv(paths.RUN_DIR_VARIABLE, directory)
-        yield
 
 
 @asynccontextmanager

@@ -10,13 +10,12 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import subprocess
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 from common import paths
 from common.bus.client import BusClient
@@ -29,14 +28,12 @@ from common.services import vmm
 from common.testing.stack import GUEST
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
 
-P = ParamSpec("P")
 
 SERVICE = vmm.service_name("qemu")
 MEMORY_MIB = 384
 _TIMEOUT_S = 60.0
-_TEST_TIMEOUT_S = 150.0
 
 
 def config(**changes: Any) -> QemuConfig:  # noqa: ANN401 - fields of QemuConfig
@@ -48,16 +45,6 @@ def config(**changes: Any) -> QemuConfig:  # noqa: ANN401 - fields of QemuConfig
         "virtio_fs_daemon": "/usr/lib/qemu/virtiofsd",
     }
     return QemuConfig(**{**works, **changes})
-
-
-def in_event_loop(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
-    """Run a test that is a coroutine, with a limit that is not a measure of anything."""
-
-    @functools.wraps(test)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), _TEST_TIMEOUT_S))
-
-    return run
 
 
 class Manager:

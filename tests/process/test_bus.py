@@ -6,17 +6,14 @@ This file is also the service under test: ``python test_bus.py`` runs it.
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
@@ -40,11 +37,13 @@ from common.errors import (
     WireError,
 )
 from common.services.health import HEALTH
+from common.testing.isolation import in_event_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Iterator
 
-P = ParamSpec("P")
+
+pytestmark = pytest.mark.usefixtures("run_dir")
 
 SERVICE = "echo"
 
@@ -111,15 +110,6 @@ async def serve() -> None:
         await asyncio.Event().wait()
 
 
-@pytest.fixture(autouse=True)
-def run_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A run directory whose path is short enough for a socket."""
-    directory = Path(tempfile.mkdtemp(prefix="kt-", dir="/tmp"))
-    monkeypatch.setenv(paths.RUN_DIR_VARIABLE, str(directory))
-    yield directory
-    shutil.rmtree(directory)
-
-
 @contextmanager
 def running(*arguments: str, stdout: int = subprocess.DEVNULL) -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen([sys.executable, __file__, *arguments], stdout=stdout) as process:
@@ -138,16 +128,6 @@ async def reached(bus: BusClient) -> None:
             except (UnavailableError, InterruptedCallError):
                 continue
             return
-
-
-def in_event_loop(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
-    """Run an async test; nothing here takes a minute."""
-
-    @functools.wraps(test)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 60))
-
-    return run
 
 
 @in_event_loop

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
-from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
-from common import log, paths
+from common import log
 from common.bus.client import BusClient
 from common.bus.early import EarlyCall
 from common.bus.server import BusServer
 from common.bus.wire import Empty, Verb
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+pytestmark = pytest.mark.usefixtures("run_dir")
 
 
 class Count(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,14 +37,6 @@ class Counter:
         self.count += 1
         self.was_asked.set()
         return Count(count=self.count, request_id=log.request_id.get())
-
-
-@pytest.fixture(autouse=True)
-def run_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    path = tempfile.mkdtemp(prefix="kt-", dir="/tmp")
-    monkeypatch.setenv(paths.RUN_DIR_VARIABLE, path)
-    yield
-    shutil.rmtree(path)
 
 
 def early() -> EarlyCall:

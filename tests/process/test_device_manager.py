@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from common.errors import ExhaustedError, HypervisorError, KataError, NotFoundError, StateError, UnavailableError
-from common.testing.device_stand import Stand, in_event_loop, standing
+from common.testing.device_stand import Stand, standing
+from common.testing.isolation import in_event_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

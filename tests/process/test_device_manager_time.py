@@ -12,7 +12,8 @@ from common.bus.client import BusClient
 from common.errors import HypervisorError, StateError
 from common.services import vmm
 from common.services.device import Attach, DeviceRef, ListDevices
-from common.testing.device_stand import BUSES, SANDBOX, FakeVmManager, in_event_loop, run_dir
+from common.testing.device_stand import BUSES, SANDBOX, FakeVmManager
+from common.testing.isolation import in_event_loop, run_dir
 from common.workers import Workers
 from procs.device_manager.journal import Journal
 from procs.device_manager.manager import DeviceManager

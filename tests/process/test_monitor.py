@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from common import paths
 from common.services import device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
-@pytest.fixture(autouse=True)
-def run_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    directory = Path(tempfile.mkdtemp(prefix="kt-", dir="/tmp"))
-    monkeypatch.setenv(paths.RUN_DIR_VARIABLE, str(directory))
-    yield directory
-    shutil.rmtree(directory)
+pytestmark = pytest.mark.usefixtures("run_dir")
 
 
 @contextmanager

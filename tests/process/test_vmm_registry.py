@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import select
 import shutil
 import tempfile
 import uuid
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,6 +18,7 @@ from common.config import QemuConfig
 from common.errors import HypervisorError, NotFoundError, UnsupportedError
 from common.linux import cgroup, identity
 from common.services.vmm import AddDevice, AddedDevice, CreateVm, DeviceRemoved, PresentDevice, ShareSpec, Vm, VmExited
+from common.testing.isolation import in_event_loop
 from common.workers import Workers
 from procs.vmm_manager import record as records
 from procs.vmm_manager.drivers import Capabilities
@@ -26,23 +26,14 @@ from procs.vmm_manager.drivers.qemu.spawn import Process
 from procs.vmm_manager.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from common.bus.events import Publisher
     from common.processes import ProcessIdentity
     from procs.vmm_manager.record import VmRecord
 
-P = ParamSpec("P")
 
 VMM = ["/bin/sh", "-c", "echo up; exec sleep 1000"]
-
-
-def in_event_loop(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
-    @functools.wraps(test)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 60))
-
-    return run
 
 
 class FakeMachine:

@@ -15,7 +15,8 @@ from common.bus.events import Subscriber
 from common.errors import AlreadyExistsError, HypervisorError, NotFoundError
 from common.linux import cgroup, mounts
 from common.services import vmm
-from common.testing.vmm_stand import SERVICE, booted, heard, in_event_loop, managing
+from common.testing.isolation import in_event_loop
+from common.testing.vmm_stand import SERVICE, booted, heard, managing
 
 
 def daemons(sandbox: str) -> list[psutil.Process]:

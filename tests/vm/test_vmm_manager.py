@@ -16,8 +16,9 @@ from common.bus.events import Subscriber
 from common.errors import HypervisorError, NotFoundError
 from common.linux import cgroup
 from common.services import vmm
+from common.testing.isolation import in_event_loop
 from common.testing.stack import GUEST
-from common.testing.vmm_stand import SERVICE, booted, config, heard, in_event_loop, managing
+from common.testing.vmm_stand import SERVICE, booted, config, heard, managing
 from common.workers import Workers
 from procs.shim import cleanup
 from procs.vmm_manager.drivers.qemu.driver import QemuDriver

@@ -1,0 +1,66 @@
+"""What the benchmark reads out of a guest's console and out of the kernel's accounts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bench import memory, phases, run
+
+if TYPE_CHECKING:
+    import pytest
+
+_SMAPS = """\
+00400000-00720000 r-xp 00000000 fe:00 1 /usr/bin/python3.11
+Size:               3200 kB
+Pss:                1500 kB
+Pss_Dirty:             0 kB
+VmFlags: rd ex mr
+00720000-00730000 rw-p 00320000 fe:00 1 /usr/bin/python3.11
+Pss:                  64 kB
+00a00000-00b00000 rw-p 00000000 00:00 0 [heap]
+Pss:                 900 kB
+7f0000000000-7f0000100000 rw-p 00000000 00:00 0
+Pss:                 700 kB
+"""
+
+
+def test_memory_is_added_up_by_mapping() -> None:
+    assert memory._parse(_SMAPS) == [("python3.11", 1564), ("[heap]", 900), ("anonymous", 700)]
+
+
+def test_marks_are_the_scripts_and_the_agents() -> None:
+    console = (
+        "[    0.1] a line of the kernel\r\n"
+        "bench python 1.9388\r\n"
+        '{"t": "2.154", "level": "info", "event": "agent is up", "port": "/dev/vport0p1"}\r\n'
+    )
+    assert phases._marks(console) == {"python": 1.9388, "up": 2.154}
+
+
+def test_peers_take_turns_and_the_first_round_does_not_count() -> None:
+    taken: list[str] = []
+
+    def measure(what: str) -> float:
+        taken.append(what)
+        return float(len(taken))
+
+    samples = run.interleaved({"a": lambda: measure("a"), "b": lambda: measure("b")})
+    assert taken == ["a", "b"] * (run._ROUNDS + 1)
+    assert samples["a"] == [float(2 * number + 1) for number in range(1, run._ROUNDS + 1)]
+
+
+def test_the_ratios_are_of_medians(capsys: pytest.CaptureFixture[str]) -> None:
+    run.report(
+        {
+            run._BOOT: [2.0, 9.0, 2.0],
+            run._RUN: [3.0, 3.0, 9.0],
+            run._RUNC_RUN: [0.1],
+            run._CRUN_RUN: [0.4],
+            run._EXEC: [0.3],
+            run._RUNC_EXEC: [0.1],
+            run._CRUN_EXEC: [0.2],
+        }
+    )
+    printed = capsys.readouterr().out
+    assert "(3.000 - 2.000) / (0.100 + 0.400) = 1.000 / 0.500 = 2.00" in printed
+    assert "0.300 / (0.100 + 0.200) = 0.300 / 0.300 = 1.00" in printed
