@@ -1,0 +1,86 @@
+"""The shim, the VM or the VM manager dies under a container: exits are told, and nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+from common.errors import GuestError
+from common.protocols import task
+from common.testing.shim_client import KILLED, Shim, started
+from common.testing.shim_stand import stand_test
+
+if TYPE_CHECKING:
+    from common.testing.shim_stand import ShimStand
+
+
+@stand_test
+async def test_the_death_of_the_vmm_ends_every_process(stand: ShimStand) -> None:
+    shim = await started(stand)
+    await shim.create("sleep", "1000")
+    await shim.start()
+    await shim.exec("e1", "sleep", "1000")
+    await shim.start("e1")
+    await stand.vms.end_vm()
+    assert list(await asyncio.gather(shim.wait(), shim.wait("e1"))) == [KILLED, KILLED]
+    topics = await stand.containerd.wait_topics(6)
+    assert topics[4:] == ["/tasks/exit", "/tasks/exit"]
+    await shim.delete()
+    await shim.shutdown()
+    await stand.wait_shim_gone()
+    assert stand.leftovers() == []
+
+
+@stand_test
+async def test_the_end_works_without_the_vm_manager(stand: ShimStand) -> None:
+    shim = await started(stand)
+    await shim.create("true")
+    await shim.start()
+    stand.vms.destroy_error = GuestError("the manager is not well")
+    await shim.wait()
+    await shim.delete()
+    await shim.shutdown()
+    await stand.wait_shim_gone()
+    assert stand.vms.process is not None
+    await stand.vms.process.wait()
+    assert stand.leftovers() == []
+
+
+@stand_test
+async def test_delete_cleans_up_after_a_killed_shim(stand: ShimStand) -> None:
+    shim = await started(stand)
+    await shim.create("sleep", "1000")
+    await shim.start()
+    shim_pid = stand.shim_pid
+    await stand.kill_shim()
+    done = await stand.delete()
+    response = task.DeleteResponse.decode(done.stdout)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (response.pid, response.exit_status) == (shim_pid, KILLED)
+    assert response.exited_at is not None
+    assert stand.vms.process is not None
+    await stand.vms.process.wait()
+    assert stand.leftovers() == []
+    again = await stand.delete()
+    assert (again.returncode, task.DeleteResponse.decode(again.stdout).exit_status) == (0, KILLED)
+
+
+@stand_test
+async def test_a_living_shim_keeps_its_name_and_a_dead_one_does_not(stand: ShimStand) -> None:
+    shim = await started(stand)
+    await shim.create("sleep", "1000")
+    refused = await stand.run("start")
+    assert refused.returncode == 1
+    assert f"{stand.id} runs already, for bundle {stand.bundle} in namespace test" in refused.stderr.decode()
+    await shim.start()
+    await stand.kill_shim()
+    again = Shim(stand, await stand.start())
+    assert await again.create("true") > 0
+
+
+@stand_test
+async def test_a_signal_does_not_end_the_shim(stand: ShimStand) -> None:
+    shim = await started(stand)
+    os.kill(stand.shim_pid, 15)
+    assert await shim.create("true") > 0
