@@ -57,8 +57,8 @@ class CreateContainerRequest(Message):
     stderr_port: int = uint(11)
 
 
-class StartContainerRequest(Message):
-    """``StartContainer``."""
+class ContainerRequest(Message):
+    """Names a container: ``StartContainer``, ``PauseContainer``, ``ResumeContainer``."""
 
     container_id: str = string(1)
 

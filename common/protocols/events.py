@@ -113,3 +113,21 @@ class TaskExecStarted(TaskEvent):
     container_id: str = string(1)
     exec_id: str = string(2)
     pid: int = uint(3)
+
+
+class TaskPaused(TaskEvent):
+    """All processes of the task stand still."""
+
+    TOPIC = "/tasks/paused"
+    TYPE_URL = "containerd.events.TaskPaused"
+
+    container_id: str = string(1)
+
+
+class TaskResumed(TaskEvent):
+    """They go on."""
+
+    TOPIC = "/tasks/resumed"
+    TYPE_URL = "containerd.events.TaskResumed"
+
+    container_id: str = string(1)

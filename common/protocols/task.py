@@ -12,7 +12,7 @@ from common.protobuf import Message, boolean, bytes_, int_, message, messages, r
 SERVICE = "containerd.task.v2.Task"
 
 # task.Status
-CREATED, RUNNING, STOPPED = 1, 2, 3
+CREATED, RUNNING, STOPPED, PAUSED, PAUSING = 1, 2, 3, 4, 5
 
 
 class Empty(Message):
@@ -153,6 +153,13 @@ class CloseIORequest(Message):
     id: str = string(1)
     exec_id: str = string(2)
     stdin: bool = boolean(3)
+
+
+class CheckpointTaskRequest(Message):
+    """Write a task's state to ``path``."""
+
+    id: str = string(1)
+    path: str = string(2)
 
 
 class WaitResponse(Message):

@@ -142,7 +142,9 @@ class FakeGuest:
             "CreateSandbox": (agent.CreateSandboxRequest, self._nothing),
             "DestroySandbox": (agent.Empty, self._nothing),
             "CreateContainer": (agent.CreateContainerRequest, self._create),
-            "StartContainer": (agent.StartContainerRequest, self._start),
+            "StartContainer": (agent.ContainerRequest, self._start),
+            "PauseContainer": (agent.ContainerRequest, self._signals(signal.SIGSTOP)),
+            "ResumeContainer": (agent.ContainerRequest, self._signals(signal.SIGCONT)),
             "ExecProcess": (agent.ExecProcessRequest, self._exec),
             "SignalProcess": (agent.SignalProcessRequest, self._kill),
             "WaitProcess": (agent.WaitProcessRequest, self._wait),
@@ -161,7 +163,7 @@ class FakeGuest:
         self._processes[request.container_id, request.container_id] = _Running(request, request.oci.process)
         return agent.Empty()
 
-    async def _start(self, request: agent.StartContainerRequest) -> agent.Empty:
+    async def _start(self, request: agent.ContainerRequest) -> agent.Empty:
         await self._run(self._processes[request.container_id, request.container_id])
         return agent.Empty()
 
@@ -182,6 +184,12 @@ class FakeGuest:
             if container_id == request.container_id and request.exec_id in ("", exec_id):
                 self._signal(running, request.signal)
         return agent.Empty()
+
+    def _signals(self, number: int) -> Callable[[agent.ContainerRequest], Awaitable[agent.Empty]]:
+        async def signal_all(request: agent.ContainerRequest) -> agent.Empty:
+            return await self._kill(agent.SignalProcessRequest(container_id=request.container_id, signal=number))
+
+        return signal_all
 
     def _signal(self, running: _Running, number: int) -> None:
         if running.child is None:

@@ -20,12 +20,12 @@ from common.protocols.agent import (
     AGENT_SERVICE,
     SHARE_MOUNT_POINT,
     SHARE_TAG,
+    ContainerRequest,
     CreateContainerRequest,
     CreateSandboxRequest,
     Empty,
     ExecProcessRequest,
     SignalProcessRequest,
-    StartContainerRequest,
     Storage,
     WaitProcessRequest,
     WaitProcessResponse,
@@ -33,6 +33,7 @@ from common.protocols.agent import (
 from common.testing.guest_vm import AgentError, GuestVm
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from common.testing.guest_vm import AgentClient, Stream
@@ -89,11 +90,19 @@ class GuestSandbox:
         self.agent.socket.close()
         self.agent = self._cleanup.enter_context(self.vm.connect())
 
-    def create(self, *args: str, stdin: bool = False, terminal: bool = False, **namespaces: str) -> Task:
-        """Create a container; ``namespaces`` are paths of namespaces to join."""
+    def create(
+        self,
+        *args: str,
+        stdin: bool = False,
+        terminal: bool = False,
+        adjust: Callable[[oci.Spec], object] = lambda _: None,
+        **namespaces: str,
+    ) -> Task:
+        """Create a container; ``adjust`` changes its specification, ``namespaces`` are paths of namespaces to join."""
         container_id = f"c{next(self._ids)}"
         task = Task(self, container_id, container_id, stdin=stdin, terminal=terminal)
         spec = container_spec(f"{SHARE_MOUNT_POINT}/base/rootfs", *args, terminal=terminal, **namespaces)
+        adjust(spec)
         request = CreateContainerRequest(
             container_id=container_id,
             exec_id=container_id,
@@ -105,9 +114,16 @@ class GuestSandbox:
         self.agent.ask("CreateContainer", request, Empty)
         return task
 
-    def run(self, *args: str, stdin: bool = False, terminal: bool = False, **namespaces: str) -> Task:
+    def run(
+        self,
+        *args: str,
+        stdin: bool = False,
+        terminal: bool = False,
+        adjust: Callable[[oci.Spec], object] = lambda _: None,
+        **namespaces: str,
+    ) -> Task:
         """Create a container and start it."""
-        task = self.create(*args, stdin=stdin, terminal=terminal, **namespaces)
+        task = self.create(*args, stdin=stdin, terminal=terminal, adjust=adjust, **namespaces)
         task.start()
         return task
 
@@ -143,7 +159,7 @@ class Task:
 
     def start(self) -> None:
         """Start a container that was created."""
-        self._sandbox.agent.ask("StartContainer", StartContainerRequest(container_id=self.container_id), Empty)
+        self._sandbox.agent.ask("StartContainer", ContainerRequest(container_id=self.container_id), Empty)
 
     def begin_wait(self) -> int:
         """Ask for the exit status; return the call's stream."""
@@ -200,6 +216,11 @@ def container_spec(rootfs: str, *args: str, terminal: bool = False, **namespaces
             readonly_paths=["/proc/sys"],
         ),
     )
+
+
+def see_cgroups(spec: oci.Spec) -> None:
+    """Let a container see the guest's whole cgroup tree."""
+    spec.mounts.append(oci.Mount(destination="/sys/fs/cgroup", type="cgroup", source="cgroup", options=["ro"]))
 
 
 def make_busybox_rootfs(rootfs: Path) -> None:

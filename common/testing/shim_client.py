@@ -64,6 +64,10 @@ class Shim:
         request = task.KillRequest(id=self.stand.id, exec_id=exec_id, signal=signal, all=is_all)
         await self.stand.call(self.client, "Kill", request, task.Empty)
 
+    async def ask(self, verb: str) -> None:
+        """Call a verb that is only told which container and answers nothing: Pause, Resume."""
+        await self.stand.call(self.client, verb, task.IdRequest(id=self.stand.id), task.Empty)
+
     async def close_io(self, exec_id: str = "") -> None:
         """Let standard input end."""
         request = task.CloseIORequest(id=self.stand.id, exec_id=exec_id, stdin=True)
@@ -102,6 +106,7 @@ class Reader:
         self._fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
         self._data = bytearray()
         self._has_ended = asyncio.Event()
+        self._has_news = asyncio.Event()
         asyncio.get_running_loop().add_reader(self._fd, self._take)
 
     async def all(self) -> bytes:
@@ -109,9 +114,16 @@ class Reader:
         await self._has_ended.wait()
         return bytes(self._data)
 
+    async def until(self, wanted: bytes) -> None:
+        """Wait until ``wanted`` has been read."""
+        while wanted not in self._data:
+            self._has_news.clear()
+            await self._has_news.wait()
+
     def _take(self) -> None:
         data = os.read(self._fd, 65536)
         self._data += data
+        self._has_news.set()
         if not data:
             asyncio.get_running_loop().remove_reader(self._fd)
             os.close(self._fd)

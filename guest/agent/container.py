@@ -16,7 +16,8 @@ import posix
 from common import status
 from common.protocols.agent import Empty, WaitProcessResponse
 from common.protocols.oci import Linux, LinuxNamespace, to_json
-from guest.agent.files import make_directories, read_text, remove_directory, write_text
+from guest.agent.cgroup import Cgroup
+from guest.agent.files import make_directories, remove_directory, write_text
 from guest.agent.json_text import dumps
 from guest.agent.log import log
 from guest.agent.process import CREATED, EXITED, RUNNING, STARTING, Process, Streams
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from guest.agent.rpc import Call
 
 _BUNDLES = "/run/kata-agent"
-_CGROUPS = "/sys/fs/cgroup"
 _OCI_VERSION = "1.0.2"
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
@@ -45,7 +45,7 @@ class Container:
         self.id = container_id
         self._guest = guest
         self._directory = f"{_BUNDLES}/{container_id}"
-        self._cgroup = f"{_CGROUPS}/{container_id}"
+        self._cgroup = Cgroup(guest.reactor, container_id)
         self._processes: dict[str, Process] = {}
         self._execs = 0
         self._when_empty: list[Callable[[str], None]] = []
@@ -71,8 +71,9 @@ class Container:
         """
         if exec_id in self._processes:
             raise RpcError(status.ALREADY_EXISTS, f"exec {exec_id} exists in container {self.id}")
-        if self.init.state != RUNNING:
-            raise RpcError(status.FAILED_PRECONDITION, f"container {self.id} is {self.init.state}, not running")
+        self._check_running()
+        if self._cgroup.is_frozen:  # crun would wait in it for ever
+            raise RpcError(status.FAILED_PRECONDITION, f"container {self.id} is paused")
         started = Process(self._guest, streams, self._on_exit)
         self._execs += 1
         directory = f"{self._directory}/{self._execs}"
@@ -108,10 +109,19 @@ class Container:
         if self.init.state in (CREATED, STARTING, EXITED):
             self.init.signal(number)
         elif number == SIGKILL:
-            write_text(f"{self._cgroup}/cgroup.kill", "1")  # all at once: none can fork away (cgroup-v2.rst)
+            self._cgroup.kill()
         else:
-            for pid in map(int, read_text(f"{self._cgroup}/cgroup.procs").split()):
+            for pid in self._cgroup.processes():
                 _signal_if_alive(pid, number)
+
+    def freeze(self, call: Call, *, is_frozen: bool) -> None:
+        """Have all processes stand still, or go on, and answer when they do.
+
+        Raises:
+            RpcError: it does not run.
+        """
+        self._check_running()
+        self._cgroup.freeze(lambda error: self._answer(call, error), is_frozen=is_frozen)
 
     def wait(self, exec_id: str, call: Call) -> None:
         """Answer when a process has ended. An exec that has been waited for is forgotten: its id may be used again.
@@ -142,6 +152,10 @@ class Container:
 
         arguments = ["delete", "--force", self.id]
         self.kill(lambda _id: self._guest.crun.spawn(self._directory, arguments, [self._guest.null] * 3, on_deleted))
+
+    def _check_running(self) -> None:
+        if self.init.state != RUNNING:
+            raise RpcError(status.FAILED_PRECONDITION, f"container {self.id} is {self.init.state}, not running")
 
     def _answer(self, call: Call, error: str) -> None:
         """Answer a call for which the runtime has done something, and only then take the time to log it."""

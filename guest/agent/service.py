@@ -45,7 +45,9 @@ class Service:
             "DestroySandbox": (messages.Empty, self.destroy_sandbox),
             "GetGuestDetails": (messages.GuestDetailsRequest, self.get_guest_details),
             "CreateContainer": (messages.CreateContainerRequest, self.create_container),
-            "StartContainer": (messages.StartContainerRequest, self.start_container),
+            "StartContainer": (messages.ContainerRequest, self.start_container),
+            "PauseContainer": (messages.ContainerRequest, self.pause_container),
+            "ResumeContainer": (messages.ContainerRequest, self.resume_container),
             "RemoveContainer": (messages.RemoveContainerRequest, self.remove_container),
             "ExecProcess": (messages.ExecProcessRequest, self.exec_process),
             "SignalProcess": (messages.SignalProcessRequest, self.signal_process),
@@ -92,9 +94,17 @@ class Service:
         self._sandbox.containers[container_id] = Container(self._sandbox.guest, container_id, spec, streams)
         return messages.Empty()
 
-    def start_container(self, request: messages.StartContainerRequest, call: Call) -> None:
+    def start_container(self, request: messages.ContainerRequest, call: Call) -> None:
         """Start the container's first process."""
         self._sandbox.container(request.container_id).start(call)
+
+    def pause_container(self, request: messages.ContainerRequest, call: Call) -> None:
+        """Have all processes of a container stand still."""
+        self._sandbox.container(request.container_id).freeze(call, is_frozen=True)
+
+    def resume_container(self, request: messages.ContainerRequest, call: Call) -> None:
+        """Let them go on."""
+        self._sandbox.container(request.container_id).freeze(call, is_frozen=False)
 
     def remove_container(self, request: messages.RemoveContainerRequest, call: Call) -> None:
         """Remove a container, whatever it does."""

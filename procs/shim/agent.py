@@ -108,10 +108,6 @@ class Agent:
         )
         await self._call("CreateContainer", request, timeout_s)
 
-    async def start_container(self, container_id: str) -> None:
-        """Have the guest start a container's own process."""
-        await self._call("StartContainer", agent.StartContainerRequest(container_id=container_id))
-
     async def exec_process(self, container_id: str, exec_id: str, process: oci.Process, streams: StreamNumbers) -> None:
         """Have the guest start a further process."""
         request = agent.ExecProcessRequest(
@@ -141,6 +137,10 @@ class Agent:
         """Set the size of a process's terminal."""
         request = agent.TtyWinResizeRequest(container_id=container_id, exec_id=exec_id, row=rows, column=columns)
         await self._call("TtyWinResize", request)
+
+    async def call_container(self, method: str, container_id: str) -> None:
+        """Call a method that is only told which container: Start-, Pause- and ResumeContainer."""
+        await self._call(method, agent.ContainerRequest(container_id=container_id))
 
     async def _call(self, method: str, request: Message, timeout_s: float = CALL_TIMEOUT_S) -> None:
         await self._client.call(

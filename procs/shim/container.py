@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from common.errors import StateError
+from common.errors import KataError, StateError
 from common.protocols import events
 from common.protocols.task import Timestamp
 from procs.shim.process import GuestProcess
-from procs.shim.tasks import Ask, Process, State, Task
+from procs.shim.tasks import HALTED, Ask, Process, State, Task
 
 if TYPE_CHECKING:
     import asyncio
@@ -18,6 +19,22 @@ if TYPE_CHECKING:
     from procs.shim.events import EventSender
     from procs.shim.sandbox import Guest
     from procs.shim.tasks import Stdio
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Halt:
+    """One way between running and paused: by which state to which, what the guest is asked, and the event."""
+
+    via: State
+    to: State
+    method: str
+    news: type[events.TaskPaused | events.TaskResumed]
+
+
+_HALTS = {
+    Ask.PAUSE: _Halt(via=State.PAUSING, to=State.PAUSED, method="PauseContainer", news=events.TaskPaused),
+    Ask.RESUME: _Halt(via=State.RESUMING, to=State.RUNNING, method="ResumeContainer", news=events.TaskResumed),
+}
 
 
 class Container:
@@ -84,7 +101,7 @@ class Container:
     async def start(self) -> None:
         """Start its own process."""
         news = events.TaskStart(container_id=self.container_id, pid=self.guest.pid)
-        await self._init.start(lambda: self.guest.agent.start_container(self.container_id), news)
+        await self._init.start(lambda: self.guest.agent.call_container("StartContainer", self.container_id), news)
 
     async def start_exec(self, exec_id: str) -> None:
         """Start an exec.
@@ -94,11 +111,47 @@ class Container:
         """
         target = self.process(exec_id)
         state = self._init.process.state
+        if state in HALTED:
+            raise StateError("cannot exec in a paused container")
         if state is not State.RUNNING:
             raise StateError(f"cannot start exec {exec_id}: container {self.container_id} is {state.value}")
         news = events.TaskExecStarted(container_id=self.container_id, exec_id=exec_id, pid=self.guest.pid)
         await target.start(lambda: self._begin_exec(exec_id, target), news)
         self._group.create_task(target.follow())
+
+    async def halt(self, ask: Ask) -> None:
+        """Pause it, or let it go on: all of its processes, execs included.
+
+        Args:
+            ask: ``PAUSE`` or ``RESUME``.
+
+        Raises:
+            KataError: its state does not allow it, it ended meanwhile, or the guest cannot; then it is as it was.
+        """
+        halt, init = _HALTS[ask], self._init.process
+        await self._init.wait_settled()
+        init.check(ask)
+        before = init.state
+        init.move(halt.via)
+        try:
+            await self.guest.agent.call_container(halt.method, self.container_id)
+        except KataError:
+            if init.state is halt.via:
+                init.move(before)
+            raise
+        if init.state is not halt.via:
+            init.check(ask)
+        init.move(halt.to)
+        self._events.publish(halt.news(container_id=self.container_id))
+
+    def state(self, exec_id: str) -> State:
+        """Return the state that a client sees: a paused container's execs are paused as well.
+
+        Raises:
+            NotFoundError: there is no such exec.
+        """
+        own, init = self.process(exec_id).process.state, self._init.process.state
+        return init if own is State.RUNNING and init in HALTED else own
 
     async def delete_exec(self, exec_id: str) -> Process:
         """Forget an exec that does not run; return its record."""

@@ -78,7 +78,7 @@ class GuestProcess:
             KataError: its state does not allow it, or the guest could not; then it counts as ended.
         """
         self.process.check(Ask.START)
-        self.process.starting()
+        self.process.move(State.STARTING)
         self._start_is_settled.clear()
         try:
             await begin()
@@ -87,7 +87,7 @@ class GuestProcess:
             self._end(UNKNOWN_STATUS)
             raise
         else:
-            self.process.started()
+            self.process.move(State.RUNNING)
             self._events.publish(news)
             self._input = self._group.create_task(self._streams.pump_input())
         finally:
@@ -108,6 +108,10 @@ class GuestProcess:
         if self.process.state is not State.STOPPED:
             self._end(status)
             self._publish_exit()
+
+    async def wait_settled(self) -> None:
+        """Wait until a start that is under way has succeeded or failed."""
+        await self._start_is_settled.wait()
 
     def lose(self) -> None:
         """Note that the VM ended before it was started."""

@@ -14,13 +14,12 @@ import functools
 import json
 import os
 import secrets
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import log
 from common.errors import AlreadyExistsError, NotFoundError, UnsupportedError, UsageError
 from common.protocols import events, oci, task
-from procs.shim import share, spec
+from procs.shim import bundle, share
 from procs.shim.container import Container
 from procs.shim.tasks import Ask, Process, State, Stdio
 
@@ -39,9 +38,12 @@ _STATUS = {
     State.CREATED: task.CREATED,
     State.STARTING: task.CREATED,
     State.RUNNING: task.RUNNING,
+    State.PAUSING: task.PAUSING,
+    State.PAUSED: task.PAUSED,
+    State.RESUMING: task.PAUSED,
     State.STOPPED: task.STOPPED,
 }
-_NOT_YET = ("Pause", "Resume", "Stats", "Update", "Checkpoint")
+_NOT_YET = ("Stats", "Update")
 
 
 class TaskService:
@@ -73,6 +75,9 @@ class TaskService:
             "ResizePty": (task.ResizePtyRequest, self.resize_pty),
             "Connect": (task.IdRequest, self.connect),
             "Delete": (task.StateRequest, self.delete),
+            "Pause": (task.IdRequest, functools.partial(self.halt, Ask.PAUSE)),
+            "Resume": (task.IdRequest, functools.partial(self.halt, Ask.RESUME)),
+            "Checkpoint": (task.CheckpointTaskRequest, self.checkpoint),
             "Shutdown": (task.ShutdownRequest, self.shutdown),
         }
         table |= {name: (task.IdRequest, functools.partial(self._refuse, name)) for name in _NOT_YET}
@@ -118,7 +123,7 @@ class TaskService:
             id=process.exec_id or process.container_id,
             bundle=container.bundle,
             pid=container.guest.pid,
-            status=_STATUS[process.state],
+            status=_STATUS[container.state(request.exec_id)],
             stdin=process.stdio.stdin,
             stdout=process.stdio.stdout,
             stderr=process.stdio.stderr,
@@ -182,6 +187,16 @@ class TaskService:
         pid, exited_at = container.guest.pid, _exited_at(process)
         return task.DeleteResponse(pid=pid, exit_status=process.exit_status, exited_at=exited_at)
 
+    async def halt(self, ask: Ask, request: task.IdRequest) -> task.Empty:
+        """Pause a container, or let it go on."""
+        await self._found(request.id).halt(ask)
+        return task.Empty()
+
+    async def checkpoint(self, request: task.CheckpointTaskRequest) -> task.Empty:
+        """Refuse: the state of a VM's container is not one that CRIU could restore (upstream's answer too)."""
+        self._found(request.id)
+        raise UnsupportedError(f"checkpoint of {request.id}: the container of a VM cannot be checkpointed")
+
     async def shutdown(self, _: task.ShutdownRequest) -> task.Empty:
         """End the shim, unless there is a container; ``now`` changes nothing, as in runc's shim."""
         if self._container is None and not self._is_creating:
@@ -214,19 +229,13 @@ class TaskService:
             raise UnsupportedError(f"checkpoint of {request.id}: a VM's container cannot be restored")
 
     async def _create(self, request: task.CreateTaskRequest) -> Container:
-        config = _read_spec(request.bundle)
-        told, host_mounts = spec.for_guest(config, request.id)
-        told["process"]["terminal"] = request.terminal
-        try:
-            message = oci.from_json(oci.Spec, told)
-        except ValueError as err:
-            raise UsageError(f"{request.bundle}/config.json: {err}") from err
+        wanted = bundle.read(request)
         await self._sandbox.wait_shareable()
-        await share.add_container(self._sandbox.sandbox_id, request.id, _rootfs(request, config), host_mounts)
+        await share.add_container(self._sandbox.sandbox_id, request.id, wanted.rootfs, wanted.mounts)
         guest = await self._sandbox.wait_booted()
         init = Process(container_id=request.id, exec_id="", stdio=_stdio(request))
         container = Container(init, request.bundle, guest, self._events, self._group)
-        await container.create(message)
+        await container.create(wanted.spec)
         return container
 
     async def _follow(self, container: Container) -> None:
@@ -264,22 +273,3 @@ def _stdio(request: task.CreateTaskRequest | task.ExecProcessRequest) -> Stdio:
 
 def _exited_at(process: Process) -> task.Timestamp | None:
     return task.Timestamp.from_ns(process.exited_at_ns) if process.exited_at_ns else None
-
-
-def _read_spec(bundle: str) -> spec.Json:
-    path = Path(bundle, "config.json")
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError) as err:
-        raise UsageError(f"cannot read the OCI configuration {path}: {err}") from err
-    if not isinstance(config, dict):
-        raise UsageError(f"the OCI configuration {path} is not a JSON object")
-    return config
-
-
-def _rootfs(request: task.CreateTaskRequest, config: spec.Json) -> list[task.Mount]:
-    """Return the mounts of the root file system; without any, containerd means the configuration's own directory."""
-    if request.rootfs:
-        return request.rootfs
-    source = str(Path(request.bundle, (config.get("root") or {}).get("path", "rootfs")))
-    return [task.Mount(type="bind", source=source, target="", options=["rbind"])]

@@ -4,12 +4,18 @@
 
                 start            started              exited
     CREATED ──────────> STARTING ────────> RUNNING ────────────> STOPPED ──delete──> (gone)
-       │                   │  └─────────────── exited ─────────────^
-       ├─ exited (killed before it began) ─────────────────────────^
-       └─ delete ──> (gone)
+       │                   │                │   ^                  ^
+       │                   │        pausing │   │ resumed          │
+       │                   │                v   │                  │
+       │                   │           PAUSING RESUMING            │
+       │                   │                │   ^                  │
+       │                   │         paused v   │ resuming         │
+       │                   │               PAUSED                  │
+       └───────────────────┴── exited (from every state) ──────────┘
 
-STARTING is ours; containerd sees CREATED. The errors are those of runc's shim, word for word where clients read them
-(containerd v1.6.20, ``runtime/v2/runc/container.go`` and ``pkg/process``).
+Only a container's own process is paused, and with it the whole container. STARTING and RESUMING are ours; containerd
+sees CREATED and PAUSED. The errors are those of runc's shim, word for word where clients read them (containerd v1.6.20,
+``runtime/v2/runc/container.go`` and ``pkg/process``).
 """
 
 from __future__ import annotations
@@ -29,7 +35,14 @@ class State(enum.Enum):
     CREATED = "created"
     STARTING = "starting"
     RUNNING = "running"
+    PAUSING = "pausing"
+    PAUSED = "paused"
+    RESUMING = "resuming"
     STOPPED = "stopped"
+
+
+HALTED = frozenset((State.PAUSING, State.PAUSED, State.RESUMING))
+"""States in which a container is paused, or may be."""
 
 
 class Ask(enum.Enum):
@@ -39,6 +52,9 @@ class Ask(enum.Enum):
     KILL = "kill"
     DELETE = "delete"
     EXEC = "exec"
+    PAUSE = "pause"
+    RESUME = "resume"
+    UPDATE = "update"
 
 
 _REFUSALS: dict[tuple[Ask, State], KataError] = {
@@ -51,12 +67,36 @@ _REFUSALS: dict[tuple[Ask, State], KataError] = {
     (Ask.DELETE, State.RUNNING): KataError("cannot delete a running process"),
     (Ask.EXEC, State.STARTING): StateError("cannot exec in a created state"),
     (Ask.EXEC, State.STOPPED): StateError("cannot exec in a stopped state"),
+    (Ask.PAUSE, State.CREATED): KataError("cannot pause task in created state"),
+    (Ask.PAUSE, State.STARTING): KataError("cannot pause task in created state"),
+    (Ask.PAUSE, State.STOPPED): KataError("cannot pause a stopped container"),
+    (Ask.RESUME, State.CREATED): KataError("cannot resume task in created state"),
+    (Ask.RESUME, State.STARTING): KataError("cannot resume task in created state"),
+    (Ask.RESUME, State.RUNNING): KataError("cannot resume a running process"),
+    (Ask.RESUME, State.PAUSING): KataError("cannot resume a process that is pausing"),
+    (Ask.RESUME, State.RESUMING): KataError("cannot resume a process that is resuming"),
+    (Ask.RESUME, State.STOPPED): KataError("cannot resume a stopped container"),
+    (Ask.UPDATE, State.STARTING): KataError("cannot update a process that is starting"),
+    (Ask.UPDATE, State.STOPPED): KataError("cannot update a stopped container"),
+    **{
+        (ask, state): refusal
+        for state in HALTED
+        for ask, refusal in {
+            Ask.START: KataError("cannot start a paused process"),
+            Ask.DELETE: KataError("cannot delete a paused process"),
+            Ask.EXEC: StateError("cannot exec in a paused state"),
+            Ask.PAUSE: KataError("cannot pause a paused container"),
+        }.items()
+    },
 }
 
 _MOVES: dict[State, frozenset[State]] = {
     State.CREATED: frozenset((State.STARTING, State.STOPPED)),
     State.STARTING: frozenset((State.RUNNING, State.STOPPED)),
-    State.RUNNING: frozenset((State.STOPPED,)),
+    State.RUNNING: frozenset((State.PAUSING, State.STOPPED)),
+    State.PAUSING: frozenset((State.PAUSED, State.RUNNING, State.STOPPED)),
+    State.PAUSED: frozenset((State.RESUMING, State.STOPPED)),
+    State.RESUMING: frozenset((State.RUNNING, State.PAUSED, State.STOPPED)),
     State.STOPPED: frozenset(),
 }
 
@@ -103,24 +143,21 @@ class Process:
         if refusal is not None:
             raise type(refusal)(refusal.message)
 
-    def starting(self) -> None:
-        """Note that the guest is asked to start it."""
-        self._move(State.STARTING)
+    def move(self, state: State) -> None:
+        """Note that it is in another state, which must be one that can follow.
 
-    def started(self) -> None:
-        """Note that it runs."""
-        self._move(State.RUNNING)
-
-    def exited(self, status: int, now_ns: int) -> None:
-        """Note that it ended, or will never begin."""
-        self._move(State.STOPPED)
-        self.exit_status = status
-        self.exited_at_ns = now_ns
-
-    def _move(self, state: State) -> None:
+        Raises:
+            BugError: it cannot.
+        """
         if state not in _MOVES[self.state]:
             raise BugError(f"process {self.container_id}/{self.exec_id} cannot go from {self.state} to {state}")
         self.state = state
+
+    def exited(self, status: int, now_ns: int) -> None:
+        """Note that it ended, or will never begin."""
+        self.move(State.STOPPED)
+        self.exit_status = status
+        self.exited_at_ns = now_ns
 
 
 @dataclass(slots=True, kw_only=True)

@@ -82,8 +82,6 @@ async def test_states_refuse_as_runc_does(stand: ShimStand) -> None:
         await shim.start()
     with pytest.raises(KataError, match="cannot delete a running process"):
         await shim.delete()
-    with pytest.raises(UnsupportedError, match="Pause"):
-        await stand.call(shim.client, "Pause", task.IdRequest(id=stand.id), task.Empty)
     with pytest.raises(UnsupportedError, match="Frobnicate"):
         await stand.call(shim.client, "Frobnicate", task.IdRequest(id=stand.id), task.Empty)
     await shim.kill(9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -12,9 +13,27 @@ import pytest
 
 from common import paths
 from common.linux import cgroup, mounts
+from common.testing.guest_sandbox import GuestSandbox
+from guest.image import Image, build
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+_REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def image() -> Image:
+    """The guest's image, built if its sources have changed."""
+    return build(Path(os.environ.get("PYKATA_GUEST_DIR") or _REPOSITORY / "build" / "guest"), print)
+
+
+@pytest.fixture(scope="module")
+def guest(image: Image) -> Iterator[GuestSandbox]:
+    """A guest that is ready for containers, shared by a module's tests."""
+    with GuestSandbox(image.vmlinux, image.initrd) as running:
+        yield running
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from common.protocols.agent import (
     HEALTH_SERVICE,
     SHARE_MOUNT_POINT,
     CheckRequest,
+    ContainerRequest,
     CreateContainerRequest,
     Empty,
     ExecProcessRequest,
@@ -28,7 +29,6 @@ from common.protocols.agent import (
     HealthCheckResponse,
     RemoveContainerRequest,
     SignalProcessRequest,
-    StartContainerRequest,
     TtyWinResizeRequest,
     WaitProcessRequest,
     WaitProcessResponse,
@@ -275,7 +275,7 @@ def test_limits_are_those_of_the_container_s_cgroup(sandbox: GuestSandbox) -> No
     with closing(sandbox.vm.stream()) as stdout:
         request = CreateContainerRequest(container_id="limited", oci=spec, stdout_port=stdout.number)
         sandbox.agent.ask("CreateContainer", request, Empty)
-        sandbox.agent.ask("StartContainer", StartContainerRequest(container_id="limited"), Empty)
+        sandbox.agent.ask("StartContainer", ContainerRequest(container_id="limited"), Empty)
         assert stdout.read_all() == b"67108864\n50000 100000\n"
 
 
@@ -385,7 +385,7 @@ def test_failed_calls_are_logged_with_the_request_id(sandbox: GuestSandbox) -> N
 
 def test_what_was_done_is_logged_with_the_request_id(sandbox: GuestSandbox) -> None:
     task = sandbox.create("true")
-    request = StartContainerRequest(container_id=task.container_id)
+    request = ContainerRequest(container_id=task.container_id)
     sandbox.agent.call(AGENT_SERVICE, "StartContainer", request, Empty, request_id="def456")
     assert task.wait() == 0
     (line,) = (line for line in sandbox.vm.console().splitlines() if "def456" in line)

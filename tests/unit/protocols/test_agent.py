@@ -19,7 +19,7 @@ NUMBERS: dict[type[Message], dict[str, int]] = {
     agent.CreateContainerRequest: {
         "container_id": 1, "exec_id": 2, "storages": 5, "oci": 6, "stdin_port": 9, "stdout_port": 10, "stderr_port": 11,
     },
-    agent.StartContainerRequest: {"container_id": 1},
+    agent.ContainerRequest: {"container_id": 1},
     agent.RemoveContainerRequest: {"container_id": 1, "timeout": 2},
     agent.ExecProcessRequest: {
         "container_id": 1, "exec_id": 2, "process": 4, "stdin_port": 5, "stdout_port": 6, "stderr_port": 7,

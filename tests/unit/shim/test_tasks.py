@@ -6,7 +6,7 @@ import pytest
 
 from common import status
 from common.errors import AlreadyExistsError, BugError, KataError, NotFoundError, StateError
-from procs.shim.tasks import Ask, Process, State, Stdio, Task
+from procs.shim.tasks import HALTED, Ask, Process, State, Stdio, Task
 
 ANSWERS: dict[tuple[Ask, State], tuple[int, str] | None] = {
     (Ask.START, State.CREATED): None,
@@ -25,6 +25,33 @@ ANSWERS: dict[tuple[Ask, State], tuple[int, str] | None] = {
     (Ask.EXEC, State.STARTING): (status.FAILED_PRECONDITION, "cannot exec in a created state"),
     (Ask.EXEC, State.RUNNING): None,
     (Ask.EXEC, State.STOPPED): (status.FAILED_PRECONDITION, "cannot exec in a stopped state"),
+    (Ask.PAUSE, State.CREATED): (status.UNKNOWN, "cannot pause task in created state"),
+    (Ask.PAUSE, State.STARTING): (status.UNKNOWN, "cannot pause task in created state"),
+    (Ask.PAUSE, State.RUNNING): None,
+    (Ask.PAUSE, State.STOPPED): (status.UNKNOWN, "cannot pause a stopped container"),
+    (Ask.RESUME, State.CREATED): (status.UNKNOWN, "cannot resume task in created state"),
+    (Ask.RESUME, State.STARTING): (status.UNKNOWN, "cannot resume task in created state"),
+    (Ask.RESUME, State.RUNNING): (status.UNKNOWN, "cannot resume a running process"),
+    (Ask.RESUME, State.PAUSING): (status.UNKNOWN, "cannot resume a process that is pausing"),
+    (Ask.RESUME, State.PAUSED): None,
+    (Ask.RESUME, State.RESUMING): (status.UNKNOWN, "cannot resume a process that is resuming"),
+    (Ask.RESUME, State.STOPPED): (status.UNKNOWN, "cannot resume a stopped container"),
+    (Ask.UPDATE, State.CREATED): None,
+    (Ask.UPDATE, State.STARTING): (status.UNKNOWN, "cannot update a process that is starting"),
+    (Ask.UPDATE, State.RUNNING): None,
+    (Ask.UPDATE, State.STOPPED): (status.UNKNOWN, "cannot update a stopped container"),
+    **{
+        (ask, state): answer
+        for state in HALTED
+        for ask, answer in {
+            Ask.START: (status.UNKNOWN, "cannot start a paused process"),
+            Ask.KILL: None,
+            Ask.DELETE: (status.UNKNOWN, "cannot delete a paused process"),
+            Ask.EXEC: (status.FAILED_PRECONDITION, "cannot exec in a paused state"),
+            Ask.PAUSE: (status.UNKNOWN, "cannot pause a paused container"),
+            Ask.UPDATE: None,
+        }.items()
+    },
 }
 
 
@@ -51,13 +78,13 @@ def test_an_exec_that_was_not_started_cannot_be_killed() -> None:
 
 def test_a_life_in_order() -> None:
     lived = process()
-    lived.starting()
-    lived.started()
+    for state in (State.STARTING, State.RUNNING, State.PAUSING, State.PAUSED, State.RESUMING, State.RUNNING):
+        lived.move(state)
     lived.exited(3, now_ns=7)
     assert (lived.state, lived.exit_status, lived.exited_at_ns) == (State.STOPPED, 3, 7)
 
 
-@pytest.mark.parametrize("state", [State.CREATED, State.STARTING, State.RUNNING])
+@pytest.mark.parametrize("state", [state for state in State if state is not State.STOPPED])
 def test_a_process_can_end_in_any_state_but_once(state: State) -> None:
     ended = process(state)
     ended.exited(137, now_ns=1)
@@ -67,7 +94,7 @@ def test_a_process_can_end_in_any_state_but_once(state: State) -> None:
 
 def test_a_process_does_not_run_before_it_starts() -> None:
     with pytest.raises(BugError, match="cannot go from"):
-        process().started()
+        process().move(State.RUNNING)
 
 
 def test_exec_ids_are_unique_in_a_container() -> None:
