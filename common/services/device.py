@@ -2,7 +2,7 @@
 
 Attaching has two phases. ``attach`` plugs the device and answers with a lease; the shim has the guest find and use it
 and says ``confirm``, or ``abort``. A lease that runs out is an abort. ``detach`` returns when the hypervisor has
-*confirmed* the removal; until then the bus, the id and the backing directory stay taken.
+*confirmed* the removal; until then the slot, the id and the backing file or directory stay taken.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from common.bus.wire import Empty, Verb
-from common.services.vmm import ShareSpec
+from common.services.vmm import DeviceSpec, HotplugBus
 
 SERVICE = "device"
 
@@ -21,14 +21,14 @@ class Attach(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         sandbox_id: whose VM.
         hypervisor: which VM manager owns that VM, for example ``qemu``.
-        buses: the VM's hotplug buses, as ``create_vm`` named them.
+        buses: the VM's hotplug buses, as ``create_vm`` named them; the device gets a free slot of one that it fits.
         spec: what to plug.
     """
 
     sandbox_id: str
     hypervisor: str
-    buses: tuple[str, ...]
-    spec: ShareSpec
+    buses: tuple[HotplugBus, ...]
+    spec: DeviceSpec
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,8 +39,10 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
         sandbox_id: whose VM it is in.
         hypervisor: which VM manager.
         hypervisor_id: what the hypervisor calls it; empty until it has answered.
-        bus: the bus it holds, also while its removal is pending.
-        pci_path: where the guest finds it.
+        bus: the bus on which it holds a slot, also while its removal is pending.
+        slot: the slot that it holds there.
+        serial: of this attach and no other; a disk tells it to the guest.
+        pci_path: where the guest finds it, or the controller of its SCSI bus.
         state: ``attaching``, ``plugged``, ``attached``, ``detaching``, or ``quarantined``: the guest never let go.
         spec: what was asked for.
     """
@@ -50,9 +52,11 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     hypervisor: str
     hypervisor_id: str
     bus: str
+    slot: int
+    serial: str
     pci_path: str
     state: str
-    spec: ShareSpec
+    spec: DeviceSpec
 
 
 class DeviceRef(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,6 +7,8 @@ restart of the manager.
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import msgspec
 
 from common.bus.wire import Empty, Event, Verb
@@ -26,6 +28,27 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
     config: QemuConfig
 
 
+class BusKind(StrEnum):
+    """What fits into a hotplug bus."""
+
+    PCI = "pci"
+    SCSI = "scsi"
+
+
+class HotplugBus(msgspec.Struct, frozen=True, kw_only=True):
+    """A place for devices that come while the guest runs; a device holds one slot of one bus.
+
+    Attributes:
+        name: the hypervisor's name for it, unique in a VM.
+        kind: which devices fit.
+        slots: how many it takes, numbered from 0. A PCIe root port takes one.
+    """
+
+    name: str
+    kind: BusKind
+    slots: int
+
+
 class Vm(msgspec.Struct, frozen=True, kw_only=True):
     """A VM and how to reach its guest.
 
@@ -38,7 +61,7 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True):
         agent_socket: Unix socket of the agent's port.
         stream_sockets: Unix sockets of the stream ports; index n is the guest's port ``kata.stream.n``.
         console_log: what the guest printed.
-        hotplug_buses: buses that take one device each, by the hypervisor's name.
+        hotplug_buses: where devices can be plugged. Which slots are taken is the device manager's to know.
     """
 
     sandbox_id: str
@@ -49,7 +72,7 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True):
     agent_socket: str
     stream_sockets: tuple[str, ...]
     console_log: str
-    hotplug_buses: tuple[str, ...]
+    hotplug_buses: tuple[HotplugBus, ...]
 
 
 class SandboxRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,13 +116,61 @@ class ShareSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag
     source: str
     tag: str
 
+    @property
+    def bus_kind(self) -> BusKind:
+        """The kind of bus that it fits into."""
+        return BusKind.PCI
+
+
+class BlockDriver(StrEnum):
+    """How a guest drives a disk: the values of upstream's ``block_device_driver`` that this version knows."""
+
+    VIRTIO_BLK = "virtio-blk"
+    VIRTIO_SCSI = "virtio-scsi"
+
+
+_BLOCK_BUSES = {BlockDriver.VIRTIO_BLK: BusKind.PCI, BlockDriver.VIRTIO_SCSI: BusKind.SCSI}
+
+
+class BlockSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="block"):
+    """A disk of the guest.
+
+    Attributes:
+        source: the host's block device, or a regular file with the disk's bytes and nothing else (raw).
+        is_read_only: whether the guest may only read it; the file is then opened for reading only.
+        driver: how the guest drives it.
+    """
+
+    source: str
+    is_read_only: bool = False
+    driver: BlockDriver = BlockDriver.VIRTIO_BLK
+
+    @property
+    def bus_kind(self) -> BusKind:
+        """The kind of bus that it fits into."""
+        return _BLOCK_BUSES[self.driver]
+
+
+DeviceSpec = ShareSpec | BlockSpec
+
 
 class AddDevice(msgspec.Struct, frozen=True, kw_only=True):
-    """Plug a device into a bus. Asked only by the device manager, which knows that the bus is free."""
+    """Plug a device. Asked only by the device manager, which knows that the slot is free.
+
+    Attributes:
+        sandbox_id: whose VM.
+        spec: what to plug.
+        bus: name of the bus.
+        slot: its place there.
+        serial: 20 hexadecimal characters, of this attach and no other. A disk tells it to the guest (the 20 bytes of
+            VIRTIO_BLK_T_GET_ID, virtio 1.2, 5.2.6; the unit serial number of SCSI).
+    """
 
     sandbox_id: str
-    spec: ShareSpec
+    spec: DeviceSpec
     bus: str
+    slot: int
+    serial: str
 
 
 class AddedDevice(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,7 +178,8 @@ class AddedDevice(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         hypervisor_id: what the hypervisor calls it; never used twice in one VM.
-        pci_path: where the guest finds it, slots in hexadecimal from the root bus, for example ``02/00``.
+        pci_path: where the guest finds it, slots in hexadecimal from the root bus, for example ``02/00``. Of a device
+            on a SCSI bus: where it finds the controller; see :func:`scsi_address` for the rest.
     """
 
     hypervisor_id: str
@@ -122,16 +194,23 @@ class RemoveDevice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PresentDevice(msgspec.Struct, frozen=True, kw_only=True):
-    """A device that the hypervisor has now."""
+    """A device that the hypervisor has now; the fields are those of :class:`AddDevice` and :class:`AddedDevice`."""
 
     hypervisor_id: str
     bus: str
+    slot: int
+    serial: str
 
 
 class PresentDevices(msgspec.Struct, frozen=True, kw_only=True):
     """The hypervisor's own list of the hot-plugged devices of a VM."""
 
     devices: tuple[PresentDevice, ...]
+
+
+def scsi_address(slot: int) -> str:
+    """Return ``<target>:<lun>`` of a slot of a SCSI bus, 256 units a target, as upstream numbers them."""
+    return f"{slot // 256}:{slot % 256}"
 
 
 CREATE_VM = Verb("create_vm", CreateVm, Vm)

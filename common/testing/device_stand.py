@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 SANDBOX = "s1"
-BUSES = ("port0", "port1")
+BUSES = tuple(vmm.HotplugBus(name=f"port{number}", kind=vmm.BusKind.PCI, slots=1) for number in range(2))
 SERVICE = vmm.service_name("qemu")
 
 
@@ -34,7 +34,7 @@ class FakeVmManager:
     """Answers for ``vmm.qemu``.
 
     Attributes:
-        present: the hypervisor's own list, id to bus.
+        present: the hypervisor's own list, by id.
         is_running: whether the sandbox's VM is listed.
         is_compared: set whenever the device manager has asked for the list of VMs.
         lets_go: whether a removal is confirmed at once; if not, ``confirm_removal`` does it.
@@ -45,7 +45,7 @@ class FakeVmManager:
     """
 
     def __init__(self) -> None:
-        self.present: dict[str, str] = {}
+        self.present: dict[str, vmm.PresentDevice] = {}
         self.is_running = True
         self.is_compared = asyncio.Event()
         self.lets_go = True
@@ -67,6 +67,15 @@ class FakeVmManager:
         server.register(vmm.ADD_DEVICE, self._add)
         server.register(vmm.REMOVE_DEVICE, self._remove)
         server.register(vmm.LIST_PRESENT_DEVICES, self._present)
+
+    @property
+    def holders(self) -> dict[str, str]:
+        """The bus of each device that is present."""
+        return {hypervisor_id: device.bus for hypervisor_id, device in self.present.items()}
+
+    def take(self, hypervisor_id: str, *, bus: str, slot: int, serial: str) -> None:
+        """Have the hypervisor take a device."""
+        self.present[hypervisor_id] = vmm.PresentDevice(hypervisor_id=hypervisor_id, bus=bus, slot=slot, serial=serial)
 
     async def stop(self) -> None:
         """Answer no more."""
@@ -95,11 +104,11 @@ class FakeVmManager:
         error, self.add_error = self.add_error, None
         if error and not self.acts_first:
             raise error
-        if request.bus in self.present.values():
+        if (request.bus, request.slot) in {(present.bus, present.slot) for present in self.present.values()}:
             raise AlreadyExistsError(f"{request.bus} is occupied")
         hypervisor_id = f"share-{self._next}"
         self._next += 1
-        self.present[hypervisor_id] = request.bus
+        self.take(hypervisor_id, bus=request.bus, slot=request.slot, serial=request.serial)
         if error:
             raise error
         return vmm.AddedDevice(hypervisor_id=hypervisor_id, pci_path="04/00")
@@ -115,8 +124,7 @@ class FakeVmManager:
         return Empty()
 
     async def _present(self, _: vmm.SandboxRef) -> vmm.PresentDevices:
-        listed = (vmm.PresentDevice(hypervisor_id=name, bus=bus) for name, bus in self.present.items())
-        return vmm.PresentDevices(devices=tuple(listed))
+        return vmm.PresentDevices(devices=tuple(self.present.values()))
 
     async def _list(self, _: Empty) -> vmm.VmList:
         self.is_compared.set()

@@ -92,7 +92,7 @@ class FakeVmManager:
             agent_socket=self.guest.agent_socket,
             stream_sockets=self.guest.stream_sockets,
             console_log=f"{directory}/console.log",
-            hotplug_buses=("bus0",),
+            hotplug_buses=(vmm.HotplugBus(name="bus0", kind=vmm.BusKind.PCI, slots=1),),
         )
         self.has_vm.set()
         return self._vm
@@ -150,7 +150,9 @@ class FakeDeviceManager:
             sandbox_id=request.sandbox_id,
             hypervisor=request.hypervisor,
             hypervisor_id="share-1",
-            bus=request.buses[0],
+            bus=request.buses[0].name,
+            slot=0,
+            serial="0" * 20,
             pci_path="02/00",
             state="plugged",
             spec=request.spec,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import subprocess
 import sys
 from contextlib import asynccontextmanager
@@ -109,7 +110,7 @@ class Manager:
     async def add(self, sandbox_id: str, bus: str = "port0", source: str = "") -> vmm.AddedDevice:
         """Plug a share, of the sandbox's share directory unless told otherwise."""
         spec = vmm.ShareSpec(source=source or paths.share_dir(sandbox_id), tag="kataShared")
-        request = vmm.AddDevice(sandbox_id=sandbox_id, spec=spec, bus=bus)
+        request = vmm.AddDevice(sandbox_id=sandbox_id, spec=spec, bus=bus, slot=0, serial=secrets.token_hex(10))
         return await self._bus.call(SERVICE, vmm.ADD_DEVICE, request, timeout_s=_TIMEOUT_S)
 
     async def remove(self, sandbox_id: str, hypervisor_id: str) -> None:

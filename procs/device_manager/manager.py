@@ -98,7 +98,7 @@ class DeviceManager:
         """Plug a device; it is undone unless it is confirmed within its lease.
 
         Raises:
-            ExhaustedError: every bus is taken.
+            ExhaustedError: every slot that it fits is taken.
             KataError: what the VM manager answered; what may be left of the device is undone.
         """
         service = vmm.service_name(request.hypervisor)
@@ -173,7 +173,13 @@ class DeviceManager:
         added = await self._bus.call(
             vmm.service_name(device.hypervisor),
             vmm.ADD_DEVICE,
-            vmm.AddDevice(sandbox_id=device.sandbox_id, spec=device.spec, bus=device.bus),
+            vmm.AddDevice(
+                sandbox_id=device.sandbox_id,
+                spec=device.spec,
+                bus=device.bus,
+                slot=device.slot,
+                serial=device.serial,
+            ),
             timeout_s=CALL_TIMEOUT_S,
             call_id=device.device_id,
         )
@@ -253,7 +259,7 @@ class DeviceManager:
         log.get().error("device quarantined: the guest did not let go", **names(device))
         return HypervisorError(
             f"the guest did not let {device.hypervisor_id} go within {self._removal_timeout_s:g} s; "
-            f"it is quarantined and keeps {device.bus}",
+            f"it is quarantined and keeps slot {device.slot} of {device.bus}",
             hint="it is freed by a late confirmation or the end of the sandbox",
         )
 
@@ -323,15 +329,15 @@ class DeviceManager:
             log.get().info("add was refused", **names(device), error=str(err))
 
     async def _compared(self, service: str, sandbox_id: str) -> list[tuple[Device, str]]:
-        """Return a sandbox's devices, each with what the hypervisor calls the holder of its bus, or nothing."""
+        """Return a sandbox's devices, each with what the hypervisor calls the one with its serial, or nothing."""
         reference = vmm.SandboxRef(sandbox_id=sandbox_id)
         try:
             listed = await self._bus.call(service, vmm.LIST_PRESENT_DEVICES, reference, timeout_s=CALL_TIMEOUT_S)
         except NotFoundError:
             self._release(sandbox_id)
             return []
-        holders = {present.bus: present.hypervisor_id for present in listed.devices}
-        return [(device, holders.get(device.bus, "")) for device in self._table.of(sandbox_id)]
+        present_ids = {present.serial: present.hypervisor_id for present in listed.devices}
+        return [(device, present_ids.get(device.serial, "")) for device in self._table.of(sandbox_id)]
 
     def _note_removed(self, device: Device) -> None:
         if device.state not in {State.DETACHING, State.QUARANTINED}:

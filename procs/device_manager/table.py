@@ -1,6 +1,6 @@
 """The devices in memory and in the journal, which agree at every moment. No bus, no waiting.
 
-A bus is free when no row names it; so a bus is freed by :meth:`Table.apply` alone, when the life of its device ends.
+A slot is free when no row names it; so a slot is freed by :meth:`Table.apply` alone, when the life of its device ends.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from common.services.device import Attach
     from procs.device_manager.journal import Journal
+
+_SERIAL_BYTES = 10
+"""Ten bytes are the twenty hexadecimal characters that a virtio disk's serial may have."""
 
 
 class Table:
@@ -71,17 +74,20 @@ class Table:
         return next((d for d in self.of(request.sandbox_id) if d.spec == request.spec and d.state in usable), None)
 
     def begin(self, request: Attach) -> Device:
-        """Enter a device that is to be plugged; from here on its bus is taken.
+        """Enter a device that is to be plugged; from here on its slot is taken.
 
         Raises:
-            ExhaustedError: every bus is taken; the message says by how many devices in which state.
+            ExhaustedError: every slot that it fits is taken; the message says by how many devices in which state.
         """
+        bus, slot = self._free_slot(request)
         device = Device(
             device_id=f"{time.time_ns():020d}-{secrets.token_hex(4)}",
             sandbox_id=request.sandbox_id,
             hypervisor=request.hypervisor,
             hypervisor_id="",
-            bus=self._free_bus(request),
+            bus=bus,
+            slot=slot,
+            serial=secrets.token_hex(_SERIAL_BYTES),
             pci_path="",
             state=State.ATTACHING,
             spec=request.spec,
@@ -123,15 +129,17 @@ class Table:
         if device_id in self._devices:
             self.apply(device_id, event)
 
-    def _free_bus(self, request: Attach) -> str:
-        held = {device.bus: device.state for device in self.of(request.sandbox_id)}
-        for bus in request.buses:
-            if bus not in held:
-                return bus
-        counts = ", ".join(f"{count} {state}" for state, count in sorted(Counter(held.values()).items()))
+    def _free_slot(self, request: Attach) -> tuple[str, int]:
+        kind = request.spec.bus_kind
+        slots = [(bus.name, slot) for bus in request.buses if bus.kind == kind for slot in range(bus.slots)]
+        held = {(device.bus, device.slot): device.state for device in self.of(request.sandbox_id)}
+        for place in slots:
+            if place not in held:
+                return place
+        counts = ", ".join(f"{n} {state}" for state, n in sorted(Counter(held[place] for place in slots).items()))
         raise ExhaustedError(
-            f"sandbox {request.sandbox_id} has no free hotplug bus: {len(request.buses)} in all ({counts})",
-            hint="a device that is detaching frees its bus when the guest has let go",
+            f"sandbox {request.sandbox_id} has no free {kind} hotplug slot: {len(slots)} in all ({counts or 'none'})",
+            hint="a device that is detaching frees its slot when the guest has let go",
         )
 
     def _store(self, device: Device) -> None:
@@ -146,4 +154,5 @@ def names(device: Device) -> dict[str, str]:
         "sandbox": device.sandbox_id,
         "hypervisor_id": device.hypervisor_id,
         "bus": device.bus,
+        "slot": str(device.slot),
     }

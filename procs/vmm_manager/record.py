@@ -16,7 +16,7 @@ import msgspec
 from common import paths
 from common.config import QemuConfig
 from common.processes import ProcessIdentity
-from common.services.vmm import ShareSpec, Vm
+from common.services.vmm import DeviceSpec, Vm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,12 +27,16 @@ class DeviceRecord(msgspec.Struct, kw_only=True):
 
     Attributes:
         bus: the hotplug bus it is on.
+        slot: its place there.
+        serial: by which the device manager knows it.
         spec: what was asked for.
         daemon: the process that serves it; None until it is started.
     """
 
     bus: str
-    spec: ShareSpec
+    slot: int
+    serial: str
+    spec: DeviceSpec
     daemon: ProcessIdentity | None = None
 
 

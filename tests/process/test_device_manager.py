@@ -91,7 +91,7 @@ async def test_an_answer_that_was_lost_is_the_same_answer() -> None:
         stand.kill()
         await stand.start()
         assert await stand.attach(call_id="same") == first, "also by a successor that remembers no calls"
-        assert stand.vms.present == {"share-1": "port0"}
+        assert stand.vms.holders == {"share-1": "port0"}
 
 
 @in_event_loop
@@ -128,11 +128,12 @@ async def test_an_add_whose_service_dies_is_settled_when_it_is_back() -> None:
         stand.vms.holds_add = asyncio.Event()
         call = asyncio.gather(stand.attach(), return_exceptions=True)
         await stand.wait_devices({"": "attaching"})
+        (lost,) = await stand.list()
         await stand.vms.stop()
         (error,) = await call
         assert isinstance(error, KataError)
         stand.vms.holds_add = None
-        stand.vms.present = {"share-1": "port0"}  # it had acted, and nobody heard
+        stand.vms.take("share-1", bus=lost.bus, slot=lost.slot, serial=lost.serial)  # it had acted, and nobody heard
         await stand.vms.start()
         await stand.wait_devices({})
         assert stand.vms.present == {}
@@ -149,7 +150,7 @@ async def test_killed_while_attaching_its_successor_joins_the_add_that_still_run
             await stand.devices()  # which is answered after the attach has been taken up
             release(stand)
         assert (again.result().state, again.result().bus) == ("plugged", "port0")
-        assert stand.vms.present == {"share-1": "port0"}
+        assert stand.vms.holders == {"share-1": "port0"}
         assert await stand.devices() == {"share-1": "plugged"}
 
 
@@ -184,7 +185,7 @@ async def test_a_new_vm_of_the_same_name_gets_a_device_of_its_own() -> None:
         stand.vms.present.clear()  # the VM ended and another began, unheard
         await stand.start()
         assert (await stand.attach()).hypervisor_id == "share-2"
-        assert stand.vms.present == {"share-2": "port0"}
+        assert stand.vms.holders == {"share-2": "port0"}
 
 
 @in_event_loop
@@ -243,7 +244,7 @@ async def test_a_guest_that_never_lets_go_is_quarantined_until_it_does() -> None
         attached = await stand.attach()
         for error in await asyncio.gather(stand.detach(attached), stand.detach(attached), return_exceptions=True):
             assert isinstance(error, HypervisorError)
-            assert "quarantined and keeps port0" in error.message
+            assert "quarantined and keeps slot 0 of port0" in error.message
         assert stand.vms.removals == ["share-1"], "whoever wants it gone joins the one removal"
         assert await stand.devices() == {"share-1": "quarantined"}
         assert (await stand.attach("b")).bus == "port1"

@@ -69,7 +69,7 @@ async def test_a_refused_removal_is_quarantined_and_not_asked_again() -> None:
         reference = DeviceRef(device_id=attached.device_id)
         await manager.confirm(reference)
         vms.removal_error = HypervisorError("no")
-        with pytest.raises(HypervisorError, match="quarantined and keeps port0"):
+        with pytest.raises(HypervisorError, match="quarantined and keeps slot 0 of port0"):
             await manager.detach(reference)
         with pytest.raises(StateError, match="is quarantined and cannot be asked to detach"):
             await manager.detach(reference)

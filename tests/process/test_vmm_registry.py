@@ -182,7 +182,8 @@ def wish(sandbox_id: str) -> CreateVm:
 
 
 def share(sandbox_id: str, source: str) -> AddDevice:
-    return AddDevice(sandbox_id=sandbox_id, bus="b", spec=ShareSpec(source=source, tag="t"))
+    spec = ShareSpec(source=source, tag="t")
+    return AddDevice(sandbox_id=sandbox_id, bus="b", slot=0, serial="0" * 20, spec=spec)
 
 
 @in_event_loop

@@ -12,7 +12,7 @@ from qemu.qmp import QMPClient
 
 from common import paths
 from common.bus.events import Subscriber
-from common.errors import AlreadyExistsError, HypervisorError, NotFoundError
+from common.errors import AlreadyExistsError, HypervisorError, NotFoundError, UsageError
 from common.linux import cgroup, mounts
 from common.services import vmm
 from common.testing.isolation import in_event_loop
@@ -72,9 +72,9 @@ async def test_a_bus_takes_one_device(sandbox: str) -> None:
         both = await asyncio.gather(manager.add(sandbox), manager.add(sandbox), return_exceptions=True)
         refused = [result for result in both if isinstance(result, BaseException)]
         assert [type(error) for error in refused] == [AlreadyExistsError]
-        assert "port0 holds share-1" in str(refused[0])
+        assert "slot 0 of hotplug bus port0 holds share-1" in str(refused[0])
         assert await manager.present(sandbox) == ["share-1"]
-        with pytest.raises(HypervisorError, match="no hotplug bus 'port7'"):
+        with pytest.raises(UsageError, match="no slot 0 on a hotplug bus 'port7'"):
             await manager.add(sandbox, "port7")
         await manager.destroy(sandbox)
 

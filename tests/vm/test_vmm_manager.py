@@ -210,7 +210,9 @@ async def test_a_lost_monitor_is_found_again(sandbox: str) -> None:
     removed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     async with Workers() as workers:
         machine = await QemuDriver().start(record, workers, removed.set_result)
-        record.devices["share-1"] = DeviceRecord(bus="port0", spec=vmm.ShareSpec(source="/", tag="t"))
+        record.devices["share-1"] = DeviceRecord(
+            bus="port0", slot=0, serial="s", spec=vmm.ShareSpec(source="/", tag="t")
+        )
         connection = machine._qmp._client._writer
         assert connection is not None
         connection.transport.abort()

@@ -45,9 +45,9 @@ def test_every_port_has_a_socket_of_its_own() -> None:
 def test_hotplug_buses_are_where_their_paths_say() -> None:
     devices = values(argv(), "-device")
     for bus in cmdline.HOTPLUG_BUSES:
-        (port,) = [device for device in devices if f"id={bus}," in device]
+        (port,) = [device for device in devices if f"id={bus.name}," in device]
         slot = int(port.rsplit("addr=", 1)[1], 16)
-        assert cmdline.pci_path(bus) == f"{slot:02x}/00"
+        assert cmdline.pci_path(bus.name) == f"{slot:02x}/00"
 
 
 def test_configuration_cannot_add_options() -> None:

@@ -14,6 +14,8 @@ from procs.vmm_manager.record import DeviceRecord, VmRecord, load_all
 SANDBOX = "s1"
 DEVICE = DeviceRecord(
     bus="port0",
+    slot=0,
+    serial="0f",
     spec=ShareSpec(source="/share", tag="kataShared"),
     daemon=ProcessIdentity(pid=7, start_time=8, boot_id="b"),
 )

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from common import guest_cmdline
 from common.channel import AGENT_PORT, STREAM_PORT, STREAM_PORTS
+from common.services.vmm import BusKind, HotplugBus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +38,9 @@ CONSOLE = "console"
 CONSOLE_SIZE = 64 << 10
 """Bytes of console that are kept; QEMU wants a power of two."""
 
-HOTPLUG_BUSES = ("port0", "port1")
+HOTPLUG_BUSES = tuple(HotplugBus(name=f"port{number}", kind=BusKind.PCI, slots=1) for number in range(2))
+"""A PCIe root port takes one device, in slot 0; QEMU itself would accept a second one."""
+
 _FIRST_PORT_SLOT = 4
 _SERIAL_SLOT = 3
 
@@ -106,7 +109,7 @@ class QemuCommand:
     def _buses(self) -> Iterator[str]:
         for number, bus in enumerate(HOTPLUG_BUSES):
             slot = _FIRST_PORT_SLOT + number
-            yield from ("-device", f"pcie-root-port,id={bus},bus=pcie.0,chassis={number + 1},addr={slot:#x}")
+            yield from ("-device", f"pcie-root-port,id={bus.name},bus=pcie.0,chassis={number + 1},addr={slot:#x}")
 
 
 def stream_socket(port: int) -> str:
@@ -116,7 +119,8 @@ def stream_socket(port: int) -> str:
 
 def pci_path(bus: str) -> str:
     """Return the guest's path of the device on a hotplug bus, slots in hexadecimal from the root bus."""
-    return f"{_FIRST_PORT_SLOT + HOTPLUG_BUSES.index(bus):02x}/00"
+    names = [port.name for port in HOTPLUG_BUSES]
+    return f"{_FIRST_PORT_SLOT + names.index(bus):02x}/00"
 
 
 def escaped(value: str) -> str:

@@ -15,9 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import log, paths
-from common.errors import AlreadyExistsError, DeadlineError, HypervisorError, KataError, NotFoundError
+from common.errors import (
+    AlreadyExistsError,
+    DeadlineError,
+    HypervisorError,
+    KataError,
+    NotFoundError,
+    UnsupportedError,
+    UsageError,
+)
 from common.linux import cgroup
-from common.services.vmm import AddedDevice, PresentDevice
+from common.services.vmm import AddedDevice, PresentDevice, ShareSpec
 from procs.vmm_manager.drivers.qemu import virtiofsd
 from procs.vmm_manager.drivers.qemu.cmdline import HOTPLUG_BUSES, pci_path
 from procs.vmm_manager.drivers.qemu.spawn import Process
@@ -27,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from common.config import QemuConfig
-    from common.services.vmm import AddDevice, ShareSpec
+    from common.services.vmm import AddDevice
     from common.workers import Workers
     from procs.vmm_manager.drivers.qemu.qmp import Qmp
     from procs.vmm_manager.record import VmRecord
@@ -61,19 +69,24 @@ class Shares:
         """Serve the directory and plug it; undone in reverse if a step fails.
 
         Raises:
-            AlreadyExistsError: the bus is taken; QEMU itself would not notice.
+            AlreadyExistsError: the slot is taken; QEMU itself would not notice.
+            UsageError: there is no such slot.
+            UnsupportedError: it is no share.
             HypervisorError: QEMU or virtiofsd refused.
         """
-        await self._require_free(request.bus)
+        spec = request.spec
+        if not isinstance(spec, ShareSpec):
+            raise UnsupportedError(f"{spec.source} cannot be plugged into a QEMU VM: only directories can")
+        await self._require_free(request.bus, request.slot)
         device_id = self._enter(request)
         async with AsyncExitStack() as undo:
             undo.callback(self._drop, device_id)
-            daemon = self._serve(device_id, request.spec)
+            daemon = self._serve(device_id, spec)
             undo.push_async_callback(daemon.end)
             try:
                 await self._add_chardev(device_id)
                 undo.push_async_callback(self._remove_chardev, device_id)
-                await self._plug(device_id, request)
+                await self._plug(device_id, request.bus, spec)
             except HypervisorError as err:
                 said = daemon.output.tail().strip()
                 raise HypervisorError(f"{err.message}; virtiofsd said: {said or 'nothing'}") from err
@@ -98,7 +111,7 @@ class Shares:
         devices = []
         for device_id in (str(item["name"]) for item in listed if str(item["name"]).startswith(_PREFIX)):
             with suppress(NotFoundError):  # it has gone meanwhile
-                devices.append(PresentDevice(hypervisor_id=device_id, bus=await self._bus_of(device_id)))
+                devices.append(await self._describe(device_id))
         return devices
 
     async def reconcile(self) -> None:
@@ -126,18 +139,22 @@ class Shares:
         await self._remove_chardev(device_id)
         self._on_removed(device_id)
 
-    async def _require_free(self, bus: str) -> None:
-        if bus not in HOTPLUG_BUSES:
-            raise HypervisorError(f"QEMU has no hotplug bus {bus!r}", hint=f"it has {', '.join(HOTPLUG_BUSES)}")
-        holders = {device.bus: device.hypervisor_id for device in await self.present()}
-        holders |= {device.bus: device_id for device_id, device in self._record.devices.items()}
-        if bus in holders:
-            raise AlreadyExistsError(f"hotplug bus {bus} holds {holders[bus]}")
+    async def _require_free(self, bus: str, slot: int) -> None:
+        slots = {port.name: port.slots for port in HOTPLUG_BUSES}
+        if not 0 <= slot < slots.get(bus, 0):
+            has = ", ".join(f"{name} with {count}" for name, count in slots.items())
+            raise UsageError(f"QEMU has no slot {slot} on a hotplug bus {bus!r}", hint=f"it has {has}")
+        holders = {(device.bus, device.slot): device.hypervisor_id for device in await self.present()}
+        holders |= {(device.bus, device.slot): device_id for device_id, device in self._record.devices.items()}
+        if (bus, slot) in holders:
+            raise AlreadyExistsError(f"slot {slot} of hotplug bus {bus} holds {holders[bus, slot]}")
 
     def _enter(self, request: AddDevice) -> str:
         device_id = f"{_PREFIX}{self._record.next_device}"
         self._record.next_device += 1
-        self._record.devices[device_id] = DeviceRecord(bus=request.bus, spec=request.spec)
+        self._record.devices[device_id] = DeviceRecord(
+            bus=request.bus, slot=request.slot, serial=request.serial, spec=request.spec
+        )
         self._record.save()
         return device_id
 
@@ -169,17 +186,24 @@ class Shares:
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
         await self._qmp.execute("chardev-add", id=device_id, backend=backend)
 
-    async def _plug(self, device_id: str, request: AddDevice) -> None:
-        arguments = {"id": device_id, "bus": request.bus, "chardev": device_id, "tag": request.spec.tag}
+    async def _plug(self, device_id: str, bus: str, spec: ShareSpec) -> None:
+        arguments = {"id": device_id, "bus": bus, "chardev": device_id, "tag": spec.tag}
         try:
             await self._qmp.execute("device_add", driver="vhost-user-fs-pci", **arguments)
         except DeadlineError:
             if device_id not in {device.hypervisor_id for device in await self.present()}:
                 raise
 
-    async def _bus_of(self, device_id: str) -> str:
+    async def _describe(self, device_id: str) -> PresentDevice:
+        """Return what QEMU has; the serial of a share, which has no use for one, is in the record alone."""
         path = await self._qmp.execute("qom-get", path=f"{_PERIPHERALS}/{device_id}", property="parent_bus")
-        return str(path).rsplit("/", 1)[-1]
+        record = self._record.devices.get(device_id)
+        return PresentDevice(
+            hypervisor_id=device_id,
+            bus=str(path).rsplit("/", 1)[-1],
+            slot=0,
+            serial=record.serial if record else "",
+        )
 
     async def _remove_chardev(self, device_id: str) -> None:
         try:
