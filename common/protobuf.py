@@ -111,9 +111,14 @@ def messages(number: int, kind: type[M]) -> list[M]:
     return repeated(message(number, kind))  # type: ignore[arg-type]
 
 
+def map_of(number: int, value: T) -> dict[str, T]:
+    """A map field with keys that are strings; ``value`` is the field that its entries have under number 2."""
+    return _field(number, "map", None, type("Entry", (Message,), {"key": string(1), "value": value}))  # type: ignore[no-any-return]
+
+
 def string_map(number: int) -> dict[str, str]:
     """A ``map<string, string>`` field."""
-    return _field(number, "map", None)  # type: ignore[no-any-return]
+    return map_of(number, string(2))
 
 
 # Without field specifiers: a field's declaration then counts as its default, and every field may be left out.
@@ -169,8 +174,7 @@ class Message:
             value = getattr(self, field.name)
             if field.kind == "map":
                 for k, v in value.items():
-                    entry = b"\x0a" + _sized(k.encode()) + b"\x12" + _sized(v.encode())
-                    out += field.key + _sized(entry)
+                    out += field.key + _ENCODE["message"](field.message(key=k, value=v))  # type: ignore[misc]
             elif not field.repeated:
                 if value is not None and (value or field.kind == "message"):
                     out += field.key + _ENCODE[field.kind](value)
@@ -324,14 +328,7 @@ def _read_field(target: Message, field: Field, view: memoryview, at: int, wire: 
 
 
 def _read_data(field: Field, data: memoryview, depth: int) -> object:
-    if field.kind == "map":
-        entry = _MapEntry.decode(data, depth + 1)
-        return {entry.key: entry.value}
     if field.message is not None:
-        return field.message.decode(data, depth + 1)
+        inner = field.message.decode(data, depth + 1)
+        return {inner.key: inner.value} if field.kind == "map" else inner  # type: ignore[attr-defined]
     return str(data, "utf-8") if field.kind == "string" else bytes(data)
-
-
-class _MapEntry(Message):
-    key: str = string(1)
-    value: str = string(2)

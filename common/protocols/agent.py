@@ -15,7 +15,7 @@ from common.protocols.health import SERVING as SERVING
 from common.protocols.health import CheckRequest as CheckRequest
 from common.protocols.health import HealthCheckResponse as HealthCheckResponse
 from common.protocols.health import VersionCheckResponse as VersionCheckResponse
-from common.protocols.oci import Process, Spec
+from common.protocols.oci import LinuxResources, Process, Spec
 
 SHARE_TAG = "kataShared"
 SHARE_MOUNT_POINT = "/run/kata-containers/shared/containers"
@@ -58,7 +58,7 @@ class CreateContainerRequest(Message):
 
 
 class ContainerRequest(Message):
-    """Names a container: ``StartContainer``, ``PauseContainer``, ``ResumeContainer``."""
+    """Names a container: ``StartContainer``, ``PauseContainer``, ``ResumeContainer``, ``StatsContainer``."""
 
     container_id: str = string(1)
 
@@ -68,6 +68,19 @@ class RemoveContainerRequest(Message):
 
     container_id: str = string(1)
     timeout: int = uint(2)
+
+
+class UpdateContainerRequest(Message):
+    """``UpdateContainer``. What ``resources`` does not mention stays as it is."""
+
+    container_id: str = string(1)
+    resources: LinuxResources | None = message(2, LinuxResources)
+
+
+class OomEvent(Message):
+    """The answer of ``GetOOMEvent``, which comes when a container has run out of memory."""
+
+    container_id: str = string(1)
 
 
 class ExecProcessRequest(Message):

@@ -115,6 +115,15 @@ class TaskExecStarted(TaskEvent):
     pid: int = uint(3)
 
 
+class TaskOOM(TaskEvent):
+    """The kernel killed a process of the task for want of memory."""
+
+    TOPIC = "/tasks/oom"
+    TYPE_URL = "containerd.events.TaskOOM"
+
+    container_id: str = string(1)
+
+
 class TaskPaused(TaskEvent):
     """All processes of the task stand still."""
 

@@ -139,11 +139,18 @@ class LinuxCPU(Message):
     mems: str = string(7)
 
 
+class LinuxPids(Message):
+    """How many processes and threads there may be; -1 is any number."""
+
+    limit: int = int_(1)
+
+
 class LinuxResources(Message):
     """Limits of a container's cgroup."""
 
     memory: LinuxMemory | None = message(2, LinuxMemory)
     cpu: LinuxCPU | None = message(3, LinuxCPU)
+    pids: LinuxPids | None = message(4, LinuxPids)
 
 
 class Linux(Message):

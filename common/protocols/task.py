@@ -7,7 +7,7 @@ stay as light as :mod:`common.protobuf`.
 
 from __future__ import annotations
 
-from common.protobuf import Message, boolean, bytes_, int_, message, messages, repeated, string, uint
+from common.protobuf import Message, boolean, bytes_, int_, message, messages, repeated, string, string_map, uint
 
 SERVICE = "containerd.task.v2.Task"
 
@@ -160,6 +160,20 @@ class CheckpointTaskRequest(Message):
 
     id: str = string(1)
     path: str = string(2)
+
+
+class UpdateTaskRequest(Message):
+    """Change a task's limits; ``resources`` are OCI's ``LinuxResources`` as JSON."""
+
+    id: str = string(1)
+    resources: Any | None = message(2, Any)
+    annotations: dict[str, str] = string_map(3)
+
+
+class StatsResponse(Message):
+    """What a task has used, in one of containerd's forms (:mod:`common.protocols.metrics`)."""
+
+    stats: Any | None = message(1, Any)
 
 
 class WaitResponse(Message):

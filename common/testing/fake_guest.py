@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 from common import status
 from common.channel import HEADER, HELLO, HELLO_REPLY, MAX_CHUNK, NONCE_SIZE, StreamDecoder, port_of
 from common.protocols import agent
+from common.protocols.stats import StatsContainerResponse
 from common.ttrpc import frames
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class FakeGuest:
         is_silent: whether the agent never answers the hello.
         has_hello: set when a hello has come.
         refusals: by method, what to answer instead of doing it.
+        stats: what to answer to StatsContainer.
+        out_of_memory: ids to answer GetOOMEvent with.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -66,12 +69,15 @@ class FakeGuest:
         self.is_silent = False
         self.has_hello = asyncio.Event()
         self.refusals: dict[str, Refusal] = {}
+        self.stats = StatsContainerResponse()
+        self.out_of_memory: asyncio.Queue[str] = asyncio.Queue()
         self.agent_socket = str(directory / "agent.sock")
         self.stream_sockets = tuple(str(directory / f"stream.{port}.sock") for port in range(PORTS))
         self._ports: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
         self._processes: dict[tuple[str, str], _Running] = {}
         self._writers: list[asyncio.StreamWriter] = []
         self._servers: list[asyncio.Server] = []
+        self._listeners: list[asyncio.Task[object] | None] = []
         self._group = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
@@ -98,6 +104,8 @@ class FakeGuest:
             self._signal(running, signal.SIGKILL)
             if running.child is None and not running.status.done():
                 running.status.cancel()
+        for listener in filter(None, self._listeners):
+            listener.cancel()
         for writer in self._writers:
             writer.close()
 
@@ -145,6 +153,9 @@ class FakeGuest:
             "StartContainer": (agent.ContainerRequest, self._start),
             "PauseContainer": (agent.ContainerRequest, self._signals(signal.SIGSTOP)),
             "ResumeContainer": (agent.ContainerRequest, self._signals(signal.SIGCONT)),
+            "UpdateContainer": (agent.UpdateContainerRequest, self._nothing),
+            "StatsContainer": (agent.ContainerRequest, self._tell_stats),
+            "GetOOMEvent": (agent.Empty, self._next_oom),
             "ExecProcess": (agent.ExecProcessRequest, self._exec),
             "SignalProcess": (agent.SignalProcessRequest, self._kill),
             "WaitProcess": (agent.WaitProcessRequest, self._wait),
@@ -156,6 +167,13 @@ class FakeGuest:
 
     async def _nothing(self, _: Message) -> agent.Empty:
         return agent.Empty()
+
+    async def _tell_stats(self, _: agent.ContainerRequest) -> StatsContainerResponse:
+        return self.stats
+
+    async def _next_oom(self, _: agent.Empty) -> agent.OomEvent:
+        self._listeners.append(asyncio.current_task())
+        return agent.OomEvent(container_id=await self.out_of_memory.get())
 
     async def _create(self, request: agent.CreateContainerRequest) -> agent.Empty:
         if request.oci is None or request.oci.process is None:

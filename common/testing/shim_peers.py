@@ -188,6 +188,11 @@ class FakeContainerd:
             await self.changed.wait_for(lambda: len(self.envelopes) >= count)
         return [envelope.topic for envelope in self.envelopes]
 
+    async def wait_topic(self, topic: str) -> None:
+        """Wait until an event of a topic has come."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: any(envelope.topic == topic for envelope in self.envelopes))
+
     async def _forward(self, request: events.ForwardRequest) -> task.Empty:
         async with self.changed:
             if request.envelope is not None:

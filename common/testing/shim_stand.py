@@ -30,7 +30,7 @@ from common.testing.shim_peers import FakeContainerd, FakeDeviceManager, FakeVmM
 from common.ttrpc.client import TtrpcClient
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
     from common.protobuf import Message
 
@@ -125,9 +125,11 @@ class ShimStand:
         """Run something beside the test."""
         return self._group.create_task(work)
 
-    async def restart_containerd(self) -> None:
-        """Stop taking events, drop the connections, and begin again."""
+    @contextlib.asynccontextmanager
+    async def containerd_away(self) -> AsyncIterator[None]:
+        """Stop taking events, drop the connections, and begin again afterwards."""
         await self.containerd.stop()
+        yield
         await self.containerd.listen(self._group)
 
     def log(self) -> str:

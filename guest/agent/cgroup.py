@@ -95,6 +95,32 @@ class Cgroup:
         write_text(f"{self.path}/cgroup.freeze", str(int(is_frozen)))
 
 
+class OomWatch:
+    """Notices that the kernel has killed a process of a cgroup for want of memory.
+
+    The kernel may tell some milliseconds late (``cgroup_file_notify``), so whoever sees a process end looks by
+    :meth:`check` before it tells anybody: who ran out of memory is then known before who ended.
+    """
+
+    def __init__(self, reactor: Reactor, cgroup: Cgroup, on_kill: Callable[[], None]) -> None:
+        self._on_kill = on_kill
+        self._seen = 0
+        self._events = EventFile(reactor, f"{cgroup.path}/memory.events", self._look)
+
+    def check(self) -> None:
+        """Look now."""
+        self._look(self._events.read())
+
+    def close(self) -> None:
+        """Look no more."""
+        self._events.close()
+
+    def _look(self, values: dict[str, int]) -> None:
+        seen, self._seen = self._seen, max(self._seen, values.get("oom_kill", 0))
+        if self._seen > seen:
+            self._on_kill()
+
+
 def read_numbers(text: str) -> dict[str, int]:
     """Return lines of a key and a number as a dict."""
     return {key: int(value) for key, value in (line.split() for line in text.splitlines())}

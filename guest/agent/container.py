@@ -3,7 +3,7 @@
 ::
 
     /run/kata-agent/<container>/     config.json, and pid, console and crun.log of the first process
-    /run/kata-agent/<container>/<n>/ the same for the n-th exec, with process.json
+    /run/kata-agent/<container>/<n>/ the same for the n-th exec, with process.json, or update, with resources.json
     /sys/fs/cgroup/<container>/      its cgroup; the host's path means nothing here
 
 A container is created without starting anything: crun runs at its start (docs/adr/0005-crun-runs-at-start.md).
@@ -15,8 +15,8 @@ import posix
 
 from common import status
 from common.protocols.agent import Empty, WaitProcessResponse
-from common.protocols.oci import Linux, LinuxNamespace, to_json
-from guest.agent.cgroup import Cgroup
+from common.protocols.oci import Linux, LinuxNamespace, LinuxResources, to_json
+from guest.agent.cgroup import Cgroup, OomWatch
 from guest.agent.files import make_directories, remove_directory, write_text
 from guest.agent.json_text import dumps
 from guest.agent.log import log
@@ -28,7 +28,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from common.protobuf import Message
     from common.protocols import oci
+    from common.protocols.stats import StatsContainerResponse
     from guest.agent.process import Guest
     from guest.agent.rpc import Call
 
@@ -44,14 +46,16 @@ class Container:
         _check_id(container_id)
         self.id = container_id
         self._guest = guest
+        self._spec = _for_this_guest(spec, container_id)
+        self._oom_watch: OomWatch | None = None
         self._directory = f"{_BUNDLES}/{container_id}"
         self._cgroup = Cgroup(guest.reactor, container_id)
         self._processes: dict[str, Process] = {}
-        self._execs = 0
+        self._runs = 0
         self._when_empty: list[Callable[[str], None]] = []
         self._processes[container_id] = Process(guest, streams, self._on_exit)
         make_directories(self._directory)
-        write_text(f"{self._directory}/config.json", dumps(to_json(_for_this_guest(spec, container_id))))
+        self._write_spec()
 
     @property
     def init(self) -> Process:
@@ -60,8 +64,13 @@ class Container:
 
     def start(self, call: Call) -> None:
         """Start the first process and answer when it runs."""
-        arguments = ["run", "--bundle", self._directory, self.id]
-        self.init.start(self._directory, arguments, lambda error: self._answer(call, error))
+
+        def on_started(error: str) -> None:
+            if not error:
+                self._oom_watch = OomWatch(self._guest.reactor, self._cgroup, lambda: self._guest.oom.report(self.id))
+            self._answer(call, error)
+
+        self.init.start(self._directory, ["run", "--bundle", self._directory, self.id], on_started)
 
     def exec(self, exec_id: str, process: oci.Process, streams: Streams, call: Call) -> None:
         """Start another process and answer when it runs.
@@ -75,10 +84,7 @@ class Container:
         if self._cgroup.is_frozen:  # crun would wait in it for ever
             raise RpcError(status.FAILED_PRECONDITION, f"container {self.id} is paused")
         started = Process(self._guest, streams, self._on_exit)
-        self._execs += 1
-        directory = f"{self._directory}/{self._execs}"
-        make_directories(directory)
-        write_text(f"{directory}/process.json", dumps(to_json(process)))
+        directory = self._scratch("process.json", process)
         self._processes[exec_id] = started
 
         def on_started(error: str) -> None:
@@ -123,6 +129,33 @@ class Container:
         self._check_running()
         self._cgroup.freeze(lambda error: self._answer(call, error), is_frozen=is_frozen)
 
+    def update(self, resources: oci.LinuxResources, call: Call) -> None:
+        """Change limits, now or for the start, and answer. What is not mentioned stays as it is.
+
+        Raises:
+            RpcError: it is starting, or has ended.
+        """
+        if self.init.state == CREATED:
+            _merge(self._linux_resources(), resources)
+            self._write_spec()
+            call.reply(Empty())
+            return
+        self._check_running()
+        directory = self._scratch("resources.json", resources)
+
+        def on_updated(error: str) -> None:
+            remove_directory(directory)
+            self._answer(call, error)
+
+        arguments = ["update", "--resources", f"{directory}/resources.json", self.id]
+        self._guest.crun.spawn(directory, arguments, [self._guest.null] * 3, on_updated)
+
+    def stats(self) -> StatsContainerResponse:
+        """Return what it has used so far; zeros before it started."""
+        from guest.agent import stats
+
+        return stats.read(self._cgroup.path)
+
     def wait(self, exec_id: str, call: Call) -> None:
         """Answer when a process has ended. An exec that has been waited for is forgotten: its id may be used again.
 
@@ -147,6 +180,7 @@ class Container:
         """Kill what runs, clear up and answer."""
 
         def on_deleted(error: str) -> None:
+            self._guest.oom.forget(self.id)
             remove_directory(self._directory)
             self._answer(call, error)
 
@@ -169,7 +203,28 @@ class Container:
         if exec_id not in ("", self.id):
             self._processes.pop(exec_id, None)
 
+    def _write_spec(self) -> None:
+        write_text(f"{self._directory}/config.json", dumps(to_json(self._spec)))
+
+    def _linux_resources(self) -> oci.LinuxResources:
+        linux = self._spec.linux = self._spec.linux or Linux()
+        linux.resources = linux.resources or LinuxResources()
+        return linux.resources
+
+    def _scratch(self, name: str, content: oci.Process | oci.LinuxResources) -> str:
+        """Make a directory for one run of crun, with one file for it; return its path."""
+        self._runs += 1
+        directory = f"{self._directory}/{self._runs}"
+        make_directories(directory)
+        write_text(f"{directory}/{name}", dumps(to_json(content)))
+        return directory
+
     def _on_exit(self) -> None:
+        if self._oom_watch:
+            self._oom_watch.check()
+            if self.init.state == EXITED:
+                self._oom_watch.close()
+                self._oom_watch = None
         if all(process.state == EXITED for process in self._processes.values()):
             waiting, self._when_empty = self._when_empty, []
             for callback in waiting:
@@ -181,6 +236,16 @@ def _signal_if_alive(pid: int, number: int) -> None:
         posix.kill(pid, number)
     except ProcessLookupError:
         return  # it ended after the cgroup was read
+
+
+def _merge(target: Message, source: Message) -> None:
+    """Put what ``source`` mentions over what ``target`` says."""
+    for field in source.fields():
+        value, present = getattr(source, field.name), getattr(target, field.name)
+        if field.message is not None and value is not None and present is not None and not field.repeated:
+            _merge(present, value)
+        elif value:
+            setattr(target, field.name, value)
 
 
 def _check_id(container_id: str) -> None:

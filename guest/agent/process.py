@@ -16,6 +16,7 @@ import posix
 
 from common import status
 from guest.agent.files import read_text
+from guest.agent.oom import OomEvents
 from guest.agent.rpc import RpcError
 from guest.agent.signals import SIGKILL, SIGTERM
 from guest.agent.streams import Input, Output
@@ -54,6 +55,7 @@ class Guest:
         self.reaper = reaper
         self.crun = crun
         self.ports = ports
+        self.oom = OomEvents()
         self.null = posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)
 
 

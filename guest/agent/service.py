@@ -17,6 +17,7 @@ from guest.agent.streams import StreamPorts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from common.protobuf import Message
     from guest.agent.ports import Uevents
     from guest.agent.reactor import Reactor
     from guest.agent.rpc import Call, Methods
@@ -48,6 +49,9 @@ class Service:
             "StartContainer": (messages.ContainerRequest, self.start_container),
             "PauseContainer": (messages.ContainerRequest, self.pause_container),
             "ResumeContainer": (messages.ContainerRequest, self.resume_container),
+            "UpdateContainer": (messages.UpdateContainerRequest, self.update_container),
+            "StatsContainer": (messages.ContainerRequest, self.stats_container),
+            "GetOOMEvent": (messages.Empty, self.get_oom_event),
             "RemoveContainer": (messages.RemoveContainerRequest, self.remove_container),
             "ExecProcess": (messages.ExecProcessRequest, self.exec_process),
             "SignalProcess": (messages.SignalProcessRequest, self.signal_process),
@@ -105,6 +109,21 @@ class Service:
     def resume_container(self, request: messages.ContainerRequest, call: Call) -> None:
         """Let them go on."""
         self._sandbox.container(request.container_id).freeze(call, is_frozen=False)
+
+    def update_container(self, request: messages.UpdateContainerRequest, call: Call) -> None:
+        """Change a container's limits."""
+        container = self._sandbox.container(request.container_id)
+        if request.resources is None:
+            raise RpcError(status.INVALID_ARGUMENT, f"container {container.id}: an update without resources")
+        container.update(request.resources, call)
+
+    def stats_container(self, request: messages.ContainerRequest, _call: Call) -> Message:
+        """Say what a container has used."""
+        return self._sandbox.container(request.container_id).stats()
+
+    def get_oom_event(self, _request: messages.Empty, call: Call) -> None:
+        """Answer when a container has run out of memory."""
+        self._sandbox.guest.oom.wait(call)
 
     def remove_container(self, request: messages.RemoveContainerRequest, call: Call) -> None:
         """Remove a container, whatever it does."""

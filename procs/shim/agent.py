@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from common import log
 from common.channel import HELLO, HELLO_REPLY, NONCE_SIZE
 from common.errors import GuestError, UnavailableError
 from common.protocols import agent
+from common.protocols.stats import StatsContainerResponse
 from common.ttrpc.client import TtrpcClient
 from procs.shim import unix
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from common.protobuf import Message
     from common.protocols import oci
     from procs.shim.streams import StreamNumbers
+
+M = TypeVar("M", bound="Message")
 
 CALL_TIMEOUT_S = 60
 """For a call that the guest answers at once, on a host that is loaded beyond reason (upstream's figure)."""
@@ -128,10 +131,7 @@ class Agent:
     async def wait_process(self, container_id: str, exec_id: str) -> int:
         """Wait until a process has ended, for ever; return its exit status."""
         request = agent.WaitProcessRequest(container_id=container_id, exec_id=exec_id)
-        reply = await self._client.call(
-            agent.AGENT_SERVICE, "WaitProcess", request, agent.WaitProcessResponse, metadata=_metadata()
-        )
-        return reply.status & 0xFF
+        return (await self._ask("WaitProcess", request, agent.WaitProcessResponse)).status & 0xFF
 
     async def resize(self, container_id: str, exec_id: str, *, rows: int, columns: int) -> None:
         """Set the size of a process's terminal."""
@@ -142,9 +142,26 @@ class Agent:
         """Call a method that is only told which container: Start-, Pause- and ResumeContainer."""
         await self._call(method, agent.ContainerRequest(container_id=container_id))
 
+    async def stats(self, container_id: str) -> StatsContainerResponse:
+        """Ask what a container has used."""
+        request = agent.ContainerRequest(container_id=container_id)
+        return await self._ask("StatsContainer", request, StatsContainerResponse, CALL_TIMEOUT_S)
+
+    async def update_container(self, container_id: str, resources: oci.LinuxResources) -> None:
+        """Change a container's limits."""
+        request = agent.UpdateContainerRequest(container_id=container_id, resources=resources)
+        await self._call("UpdateContainer", request)
+
+    async def next_oom(self) -> str:
+        """Wait until a container has run out of memory, for ever; return what the guest says is its id."""
+        return (await self._ask("GetOOMEvent", agent.Empty(), agent.OomEvent)).container_id
+
     async def _call(self, method: str, request: Message, timeout_s: float = CALL_TIMEOUT_S) -> None:
-        await self._client.call(
-            agent.AGENT_SERVICE, method, request, agent.Empty, timeout_s=timeout_s, metadata=_metadata()
+        await self._ask(method, request, agent.Empty, timeout_s)
+
+    async def _ask(self, method: str, request: Message, reply: type[M], timeout_s: float | None = None) -> M:
+        return await self._client.call(
+            agent.AGENT_SERVICE, method, request, reply, timeout_s=timeout_s, metadata=_metadata()
         )
 
 

@@ -46,6 +46,21 @@ def read(request: task.CreateTaskRequest) -> Wanted:
     return Wanted(spec=message, rootfs=_rootfs(request, config), mounts=mounts)
 
 
+def read_limits(request: task.UpdateTaskRequest) -> oci.LinuxResources:
+    """Read the limits of a request to update.
+
+    Raises:
+        UsageError: they are not OCI's resources of Linux.
+    """
+    given = request.resources or task.Any()
+    if not given.type_url.endswith("/LinuxResources"):
+        raise UsageError(f"update of {request.id}: invalid resources type {given.type_url!r}")
+    try:
+        return oci.from_json(oci.LinuxResources, spec.limits(json.loads(given.value)))
+    except (ValueError, AttributeError) as err:
+        raise UsageError(f"update of {request.id}: its resources are not valid: {err}") from err
+
+
 def _read_config(bundle: str) -> Json:
     path = Path(bundle, "config.json")
     try:

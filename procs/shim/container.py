@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from common.errors import KataError, StateError
+from common.errors import KataError, StateError, UnavailableError
 from common.protocols import events
+from common.protocols.stats import OOM_KILLS, CgroupStats, MemoryStats, StatsContainerResponse
 from common.protocols.task import Timestamp
 from procs.shim.process import GuestProcess
 from procs.shim.tasks import HALTED, Ask, Process, State, Task
@@ -56,6 +58,8 @@ class Container:
         self._init = GuestProcess(init, guest, sender, group)
         self._execs: dict[str, GuestProcess] = {}
         self._exec_specs: dict[str, oci.Process] = {}
+        self._stats = StatsContainerResponse()
+        self._oom_kills = 0
 
     async def create(self, spec: oci.Spec) -> None:
         """Have the guest prepare it.
@@ -143,6 +147,35 @@ class Container:
             init.check(ask)
         init.move(halt.to)
         self._events.publish(halt.news(container_id=self.container_id))
+
+    async def update(self, resources: oci.LinuxResources) -> None:
+        """Change its limits.
+
+        Raises:
+            KataError: it has ended, or the guest cannot.
+        """
+        await self._init.wait_settled()
+        self._init.process.check(Ask.UPDATE)
+        await self.guest.agent.update_container(self.container_id, resources)
+
+    async def stats(self) -> StatsContainerResponse:
+        """Return what it has used.
+
+        Its end takes the VM along, and clients ask once more to learn whether memory ran out: of one that has ended it
+        is what was known last, and how often that happened.
+        """
+        with suppress(UnavailableError):  # the VM ends
+            self._stats = await self.guest.agent.stats(self.container_id)
+            return self._stats
+        cgroup = self._stats.cgroup_stats = self._stats.cgroup_stats or CgroupStats()
+        memory = cgroup.memory_stats = cgroup.memory_stats or MemoryStats()
+        memory.stats[OOM_KILLS] = max(memory.stats.get(OOM_KILLS, 0), self._oom_kills)
+        return self._stats
+
+    def note_oom(self) -> None:
+        """Note, and tell, that its memory ran out."""
+        self._oom_kills += 1
+        self._events.publish(events.TaskOOM(container_id=self.container_id))
 
     def state(self, exec_id: str) -> State:
         """Return the state that a client sees: a paused container's execs are paused as well.

@@ -77,6 +77,10 @@ class EventSender:
             self._has_work.clear()
             self._is_idle.set()
 
+    async def wait_idle(self) -> None:
+        """Wait until everything is sent."""
+        await self._is_idle.wait()
+
     async def flush(self, timeout_s: float) -> None:
         """Wait until everything is sent, but not longer than ``timeout_s``."""
         try:

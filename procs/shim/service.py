@@ -10,6 +10,7 @@ This version runs one container in a sandbox, under the sandbox's own id.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 import os
@@ -17,9 +18,9 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from common import log
-from common.errors import AlreadyExistsError, NotFoundError, UnsupportedError, UsageError
+from common.errors import AlreadyExistsError, KataError, NotFoundError, UnsupportedError, UsageError
 from common.protocols import events, oci, task
-from procs.shim import bundle, share
+from procs.shim import bundle, metrics, share
 from procs.shim.container import Container
 from procs.shim.tasks import Ask, Process, State, Stdio
 
@@ -43,7 +44,6 @@ _STATUS = {
     State.RESUMING: task.PAUSED,
     State.STOPPED: task.STOPPED,
 }
-_NOT_YET = ("Stats", "Update")
 
 
 class TaskService:
@@ -77,10 +77,11 @@ class TaskService:
             "Delete": (task.StateRequest, self.delete),
             "Pause": (task.IdRequest, functools.partial(self.halt, Ask.PAUSE)),
             "Resume": (task.IdRequest, functools.partial(self.halt, Ask.RESUME)),
+            "Stats": (task.IdRequest, self.stats),
+            "Update": (task.UpdateTaskRequest, self.update),
             "Checkpoint": (task.CheckpointTaskRequest, self.checkpoint),
             "Shutdown": (task.ShutdownRequest, self.shutdown),
         }
-        table |= {name: (task.IdRequest, functools.partial(self._refuse, name)) for name in _NOT_YET}
         return {(task.SERVICE, name): (kind, self._bind(name, verb)) for name, (kind, verb) in table.items()}
 
     async def run(self) -> None:
@@ -104,6 +105,7 @@ class TaskService:
             self._is_creating = False
         self._publish_create(request, container.guest.pid)
         self._group.create_task(self._follow(container))
+        self._group.create_task(self._watch_memory(container))
         return task.PidResponse(pid=container.guest.pid)
 
     async def start(self, request: task.StateRequest) -> task.PidResponse:
@@ -192,6 +194,15 @@ class TaskService:
         await self._found(request.id).halt(ask)
         return task.Empty()
 
+    async def stats(self, request: task.IdRequest) -> task.StatsResponse:
+        """Tell what a container has used."""
+        return task.StatsResponse(stats=metrics.any_of(await self._found(request.id).stats()))
+
+    async def update(self, request: task.UpdateTaskRequest) -> task.Empty:
+        """Change a container's limits; the VM keeps its size."""
+        await self._found(request.id).update(bundle.read_limits(request))
+        return task.Empty()
+
     async def checkpoint(self, request: task.CheckpointTaskRequest) -> task.Empty:
         """Refuse: the state of a VM's container is not one that CRIU could restore (upstream's answer too)."""
         self._found(request.id)
@@ -216,9 +227,6 @@ class TaskService:
 
         return call
 
-    async def _refuse(self, name: str, request: task.IdRequest) -> Message:
-        raise UnsupportedError(f"{name} of {request.id} is not supported yet")
-
     def _check_create(self, request: task.CreateTaskRequest) -> None:
         sandbox_id = self._sandbox.sandbox_id
         if self._container is not None or self._is_creating:
@@ -242,6 +250,14 @@ class TaskService:
         """See the container to its end, and end the sandbox with it: Delete then has little to wait for."""
         await container.follow()
         await self._sandbox.stop()
+
+    async def _watch_memory(self, container: Container) -> None:
+        """Tell when memory runs out; the next time is asked for when containerd knows, lest a guest fill our queue."""
+        with contextlib.suppress(KataError):  # the VM has ended, or its agent cannot tell
+            while True:
+                if await container.guest.agent.next_oom() == container.container_id:
+                    container.note_oom()
+                await self._events.wait_idle()
 
     def _publish_create(self, request: task.CreateTaskRequest, pid: int) -> None:
         io = events.TaskIO(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal)

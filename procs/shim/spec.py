@@ -1,11 +1,12 @@
 """What of a container's OCI configuration goes to the guest. Pure: JSON in, JSON out.
 
 The configuration is made for a container on the host. In the guest, the VM is the boundary, and some of it means
-nothing there or does harm (the rules are upstream's, Kata Containers 4.1.0, ``kata_agent.go``, ``constrainGRPCSpec``):
+nothing there or does harm (the rules are upstream's, Kata Containers 4.1.0, ``kata_agent.go``, ``constrainGRPCSpec``;
+but a limit of processes, which upstream drops too, holds in the guest):
 
 - hooks are programs of the host;
 - seccomp is off in the guest, as upstream's default ``disable_guest_seccomp = true`` has it;
-- device rules, pids, block and network limits and the choice of CPUs are about the host;
+- device rules, block and network limits and the choice of CPUs are about the host;
 - the guest has one network, one cgroup tree and one clock: those namespaces are not made again, and the paths of the
   others are the host's;
 - the cgroup path is the host's, in one of several forms.
@@ -23,7 +24,7 @@ from common.errors import UsageError
 from common.protocols.agent import SHARE_MOUNT_POINT
 
 _DROPPED_NAMESPACES = frozenset(("cgroup", "network", "time"))
-_KEPT_RESOURCES = ("memory", "cpu")
+_KEPT_RESOURCES = ("memory", "cpu", "pids")
 _GUESTS_OWN = ("/proc", "/sys", "/dev")
 _BINDS = frozenset(("bind", "rbind"))
 
@@ -70,10 +71,15 @@ def _linux(linux: Json, container_id: str) -> Json:
         for namespace in linux.get("namespaces") or []
         if namespace["type"] not in _DROPPED_NAMESPACES
     ]
-    resources = linux.get("resources") or {}
-    cut["resources"] = {key: resources[key] for key in _KEPT_RESOURCES if key in resources}
-    if "cpu" in cut["resources"]:
-        cut["resources"]["cpu"] = {key: value for key, value in resources["cpu"].items() if key not in ("cpus", "mems")}
+    cut["resources"] = limits(linux.get("resources") or {})
+    return cut
+
+
+def limits(resources: Json) -> Json:
+    """Return the limits that mean something in the guest."""
+    cut = {key: resources[key] for key in _KEPT_RESOURCES if resources.get(key)}
+    if "cpu" in cut:
+        cut["cpu"] = {key: value for key, value in cut["cpu"].items() if key not in ("cpus", "mems")}
     return cut
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from common.testing.containers import execute, running
+from common.testing.stack import IMAGE, RUNTIME
 
 if TYPE_CHECKING:
     from common.testing.stack import Stack
@@ -38,3 +39,19 @@ def test_a_checkpoint_is_refused_and_the_container_goes_on(stack: Stack) -> None
         assert said.returncode != 0
         assert b"cannot be checkpointed" in said.stderr
         assert status(stack, name) == "RUNNING"
+
+
+def test_metrics(stack: Stack) -> None:
+    with running(stack) as name:
+        told = stack.ctr("task", "metrics", "--format", "json", name, check=True).stdout.decode()
+        assert '"pids":{"current":1' in "".join(told.split())
+        table = stack.ctr("task", "metrics", name, check=True).stdout.decode()
+        assert "memory.usage_in_bytes" in table or "memory.usage" in table
+
+
+def test_memory_that_runs_out(stack: Stack) -> None:
+    name = "hungry"
+    said = stack.ctr(
+        "run", "--rm", "--runtime", RUNTIME, "--memory-limit", str(24 << 20), IMAGE, name, "tail", "/dev/zero"
+    )
+    assert said.returncode == 137

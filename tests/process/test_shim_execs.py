@@ -8,6 +8,7 @@ import pytest
 
 from common.errors import KataError, NotFoundError
 from common.protocols import task
+from common.protocols.events import TaskExit
 from common.testing.shim_client import KILLED, Reader, started
 from common.testing.shim_stand import stand_test
 
@@ -50,7 +51,7 @@ async def test_exits_of_execs_are_told_before_the_containers(stand: ShimStand) -
     assert await shim.wait("e1") == KILLED
     await stand.containerd.wait_topics(6)
     exits = [envelope.event for envelope in stand.containerd.envelopes if envelope.topic == "/tasks/exit"]
-    assert [event.value.count(b"e1") for event in exits if event is not None] == [1, 0]
+    assert [TaskExit.decode(event.value).id for event in exits if event is not None] == ["e1", stand.id]
 
 
 @stand_test

@@ -161,10 +161,10 @@ async def test_events_wait_for_containerd(stand: ShimStand) -> None:
     shim = await started(stand)
     await shim.create("sleep", "1000")
     await stand.containerd.wait_topics(1)
-    await stand.restart_containerd()
-    await shim.start()
-    await shim.kill(9)
-    await shim.wait()
+    async with stand.containerd_away():
+        await shim.start()
+        await shim.kill(9)
+        await shim.wait()
     assert await stand.containerd.wait_topics(3) == ["/tasks/create", "/tasks/start", "/tasks/exit"]
 
 

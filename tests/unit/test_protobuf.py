@@ -17,6 +17,7 @@ from common.protobuf import (
     bytes_,
     double,
     int_,
+    map_of,
     message,
     messages,
     repeated,
@@ -46,6 +47,8 @@ class Everything(Message):
     flags: list[bool] = repeated(boolean(12))
     inners: list[Inner] = messages(13, Inner)
     labels: dict[str, str] = string_map(14)
+    counts: dict[str, int] = map_of(15, uint(2))
+    named: dict[str, Inner | None] = map_of(16, message(2, Inner))
     far: str = string(1000)
 
 
@@ -75,8 +78,11 @@ def describe(file: descriptor_pb2.FileDescriptorProto, kind: type[Message]) -> N
             added.type_name = f".oracle.{kind.__name__}.{field.name.capitalize()}Entry"
             entry = described.nested_type.add(name=f"{field.name.capitalize()}Entry")
             entry.options.map_entry = True
-            for number, name in enumerate(("key", "value"), start=1):
-                entry.field.add(name=name, number=number, type=_TYPES["string"], label=1)
+            assert field.message is not None
+            for inner in field.message.fields():
+                kept = entry.field.add(name=inner.name, number=inner.number, type=_TYPES[inner.kind], label=1)
+                if inner.message is not None:
+                    kept.type_name = f".oracle.{inner.message.__name__}"
 
 
 def google(kind: type[Message]) -> Any:  # noqa: ANN401  # made at run time
@@ -115,6 +121,8 @@ examples = st.builds(
     flags=st.lists(st.booleans(), max_size=3),
     inners=st.lists(inners, max_size=3),
     labels=st.dictionaries(st.text(), st.text(), max_size=3),
+    counts=st.dictionaries(st.text(), unsigned, max_size=3),
+    named=st.dictionaries(st.text(), inners, max_size=3),
     far=st.text(),
 )
 
@@ -218,7 +226,10 @@ def same(ours: Message, theirs: Any) -> bool:  # noqa: ANN401  # made at run tim
     for field in ours.fields():
         value, other = getattr(ours, field.name), getattr(theirs, field.name)
         if field.kind == "map":
-            is_same = value == dict(other)
+            is_same = value.keys() == dict(other).keys() and all(
+                same(item, other[key]) if isinstance(item, Message) else item == other[key]
+                for key, item in value.items()
+            )
         elif field.message is None:
             is_same = value == (list(other) if field.repeated else other)
         elif field.repeated:

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from common import status
-from common.protocols.agent import ContainerRequest, Empty
+from common.protocols import oci
+from common.protocols.agent import (
+    AGENT_SERVICE,
+    ContainerRequest,
+    Empty,
+    OomEvent,
+    UpdateContainerRequest,
+    WaitProcessResponse,
+)
+from common.protocols.stats import NO_LIMIT, OOM_KILLS, CgroupStats, StatsContainerResponse
 from common.testing.guest_sandbox import see_cgroups
 from common.testing.guest_vm import AgentError
 
@@ -78,3 +87,121 @@ def test_what_does_not_run_is_not_paused(guest: GuestSandbox, method: str) -> No
     task.wait()
     with pytest.raises(AgentError, match="is exited, not running"):
         ask(guest, method, task)
+
+
+def stats(guest: GuestSandbox, task: Task) -> CgroupStats:
+    """Ask what a container has used."""
+    request = ContainerRequest(container_id=task.container_id)
+    answer = guest.agent.ask("StatsContainer", request, StatsContainerResponse).cgroup_stats
+    assert answer is not None
+    return answer
+
+
+def limited(limit: int) -> oci.LinuxResources:
+    """Return a limit of memory, in bytes, without swap."""
+    return oci.LinuxResources(memory=oci.LinuxMemory(limit=limit, swap=limit), pids=oci.LinuxPids(limit=20))
+
+
+def update(guest: GuestSandbox, task: Task, resources: oci.LinuxResources) -> None:
+    """Change limits."""
+    guest.agent.ask(
+        "UpdateContainer", UpdateContainerRequest(container_id=task.container_id, resources=resources), Empty
+    )
+
+
+def test_statistics_are_those_of_the_containers_cgroup(guest: GuestSandbox, ticking: Task) -> None:
+    first = stats(guest, ticking)
+    ticking.stdout.read_until(b"." * 20)
+    second = stats(guest, ticking)
+    for answer in (first, second):
+        assert answer.pids_stats
+        assert answer.pids_stats.current in (1, 2)
+        assert answer.memory_stats
+        assert answer.memory_stats.usage
+        assert 0 < answer.memory_stats.usage.usage < 64 << 20
+        assert answer.memory_stats.usage.limit == NO_LIMIT
+        assert answer.memory_stats.stats["anon"] > 0
+        assert answer.memory_stats.stats[OOM_KILLS] == 0
+        assert answer.cpu_stats
+        assert answer.cpu_stats.cpu_usage
+    assert first.cpu_stats
+    assert first.cpu_stats.cpu_usage
+    assert second.cpu_stats
+    assert second.cpu_stats.cpu_usage
+    assert first.cpu_stats.cpu_usage.total < second.cpu_stats.cpu_usage.total
+
+
+def test_statistics_before_the_start_are_zeros(guest: GuestSandbox) -> None:
+    task = guest.create("true")
+    answer = stats(guest, task)
+    assert answer.pids_stats
+    assert (answer.pids_stats.current, answer.hugetlb_stats) == (0, {})
+    task.start()
+    task.wait()
+
+
+def test_limits_change_while_it_runs(guest: GuestSandbox, ticking: Task) -> None:
+    update(guest, ticking, limited(48 << 20))
+    answer = stats(guest, ticking)
+    assert answer.memory_stats
+    assert answer.memory_stats.usage
+    assert answer.memory_stats.usage.limit == 48 << 20
+    assert answer.pids_stats
+    assert answer.pids_stats.limit == 20
+    update(guest, ticking, oci.LinuxResources(cpu=oci.LinuxCPU(quota=20_000, period=100_000)))
+    reader = guest.run("cat", f"/sys/fs/cgroup/{ticking.container_id}/cpu.max", adjust=see_cgroups)
+    assert (reader.stdout.read_all(), reader.wait()) == (b"20000 100000\n", 0)
+    answer = stats(guest, ticking)
+    assert answer.memory_stats
+    assert answer.memory_stats.usage
+    assert answer.memory_stats.usage.limit == 48 << 20, "what an update does not mention stays"
+
+
+def test_limits_that_change_before_the_start_hold_from_the_start(guest: GuestSandbox) -> None:
+    task = guest.create("sleep", "1000")
+    update(guest, task, limited(32 << 20))
+    update(guest, task, oci.LinuxResources(memory=oci.LinuxMemory(limit=40 << 20, swap=40 << 20)))
+    task.start()
+    answer = stats(guest, task)
+    assert answer.memory_stats
+    assert answer.memory_stats.usage
+    assert answer.memory_stats.usage.limit == 40 << 20
+    assert answer.pids_stats
+    assert answer.pids_stats.limit == 20
+    task.kill()
+
+
+def test_who_runs_out_of_memory_is_told_before_its_end(guest: GuestSandbox) -> None:
+    def limit(spec: oci.Spec) -> None:
+        assert spec.linux
+        spec.linux.resources = limited(24 << 20)
+
+    asked = guest.agent.begin(AGENT_SERVICE, "GetOOMEvent", Empty())
+    task = guest.run("tail", "/dev/zero", adjust=limit)
+    waiting = task.begin_wait()
+    assert guest.agent.finish(asked, OomEvent).container_id == task.container_id
+    assert not guest.agent.is_answered(waiting)
+    assert guest.agent.finish(waiting, WaitProcessResponse).status == 137
+    task.close()
+
+
+def test_memory_that_runs_out_in_an_exec_is_told_as_well(guest: GuestSandbox) -> None:
+    def limit(spec: oci.Spec) -> None:
+        assert spec.linux
+        spec.linux.resources = limited(24 << 20)
+
+    task = guest.run("sleep", "1000", adjust=limit)
+    assert guest.exec(task, "tail", "/dev/zero").wait() == 137
+    assert guest.agent.ask("GetOOMEvent", Empty(), OomEvent).container_id == task.container_id  # it happened before
+    answer = stats(guest, task)
+    assert answer.memory_stats
+    assert answer.memory_stats.stats[OOM_KILLS] == 1
+    task.kill()
+
+
+def test_only_the_last_call_waits_for_memory_to_run_out(guest: GuestSandbox) -> None:
+    first = guest.agent.begin(AGENT_SERVICE, "GetOOMEvent", Empty())
+    guest.agent.begin(AGENT_SERVICE, "GetOOMEvent", Empty())
+    with pytest.raises(AgentError, match="another call waits") as refused:
+        guest.agent.finish(first, OomEvent)
+    assert refused.value.code == status.ABORTED

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from common.protocols import agent, health
+from common.protocols import agent, health, stats
 
 if TYPE_CHECKING:
     from common.protobuf import Message
@@ -21,6 +21,8 @@ NUMBERS: dict[type[Message], dict[str, int]] = {
     },
     agent.ContainerRequest: {"container_id": 1},
     agent.RemoveContainerRequest: {"container_id": 1, "timeout": 2},
+    agent.UpdateContainerRequest: {"container_id": 1, "resources": 2},
+    agent.OomEvent: {"container_id": 1},
     agent.ExecProcessRequest: {
         "container_id": 1, "exec_id": 2, "process": 4, "stdin_port": 5, "stdout_port": 6, "stderr_port": 7,
     },
@@ -34,6 +36,25 @@ NUMBERS: dict[type[Message], dict[str, int]] = {
         "version": 1, "init_daemon": 2, "device_handlers": 3, "storage_handlers": 4, "supports_seccomp": 5,
         "extra_features": 6,
     },
+    stats.CpuUsage: {"total": 1, "percpu": 2, "kernel": 3, "user": 4},
+    stats.ThrottlingData: {"periods": 1, "throttled_periods": 2, "throttled_time": 3},
+    stats.CpuStats: {"cpu_usage": 1, "throttling_data": 2},
+    stats.PidsStats: {"current": 1, "limit": 2},
+    stats.MemoryData: {"usage": 1, "max_usage": 2, "failcnt": 3, "limit": 4},
+    stats.MemoryStats: {
+        "cache": 1, "usage": 2, "swap_usage": 3, "kernel_usage": 4, "use_hierarchy": 5, "stats": 6,
+    },
+    stats.BlkioStatsEntry: {"major": 1, "minor": 2, "op": 3, "value": 4},
+    stats.BlkioStats: {"io_service_bytes_recursive": 1, "io_serviced_recursive": 2},
+    stats.HugetlbStats: {"usage": 1, "max_usage": 2, "failcnt": 3},
+    stats.CgroupStats: {
+        "cpu_stats": 1, "memory_stats": 2, "pids_stats": 3, "blkio_stats": 4, "hugetlb_stats": 5,
+    },
+    stats.NetworkStats: {
+        "name": 1, "rx_bytes": 2, "rx_packets": 3, "rx_errors": 4, "rx_dropped": 5,
+        "tx_bytes": 6, "tx_packets": 7, "tx_errors": 8, "tx_dropped": 9,
+    },
+    stats.StatsContainerResponse: {"cgroup_stats": 1, "network_stats": 2},
     health.CheckRequest: {"service": 1},
     health.HealthCheckResponse: {"status": 1},
     health.VersionCheckResponse: {"grpc_version": 1, "agent_version": 2},
@@ -48,7 +69,7 @@ def test_field_numbers_are_upstreams(kind: type[Message]) -> None:
 def test_every_message_is_in_the_table() -> None:
     declared = {
         value
-        for module in (agent, health)
+        for module in (agent, health, stats)
         for value in vars(module).values()
         if isinstance(value, type) and value.__module__ == module.__name__
     }

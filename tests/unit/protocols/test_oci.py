@@ -37,6 +37,7 @@ CONFIG = {
         "resources": {
             "memory": {"limit": -1, "kernelTCP": 5, "disableOOMKiller": True},
             "cpu": {"shares": 2, "cpus": "0", "realtimeRuntime": 7},
+            "pids": {"limit": 100},
         },
         "cgroupsPath": "/x",
         "namespaces": [{"type": "pid"}, {"type": "network", "path": "/p"}],

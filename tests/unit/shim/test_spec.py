@@ -59,7 +59,7 @@ def test_what_is_about_the_host_is_cut() -> None:
     assert "devices" not in linux
     assert linux["cgroupsPath"] == "/c1"
     assert linux["namespaces"] == [{"type": "pid"}, {"type": "ipc"}, {"type": "mount"}]
-    assert linux["resources"] == {"memory": {"limit": 1 << 20}, "cpu": {"shares": 1024}}
+    assert linux["resources"] == {"memory": {"limit": 1 << 20}, "cpu": {"shares": 1024}, "pids": {"limit": 10}}
 
 
 def test_what_is_about_the_container_stays() -> None:
