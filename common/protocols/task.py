@@ -10,6 +10,8 @@ from __future__ import annotations
 from common.protobuf import Message, boolean, bytes_, int_, message, messages, repeated, string, string_map, uint
 
 SERVICE = "containerd.task.v2.Task"
+SERVICE_V3 = "containerd.task.v3.Task"
+"""Both have the same verbs with the same messages."""
 
 # task.Status
 CREATED, RUNNING, STOPPED, PAUSED, PAUSING = 1, 2, 3, 4, 5
@@ -205,16 +207,3 @@ class RuntimeOptions(Message):
 
     type_url: str = string(1)
     config_path: str = string(2)
-
-
-class RuntimeVersion(Message):
-    """``containerd.types.RuntimeVersion``."""
-
-    version: str = string(1)
-
-
-class RuntimeInfo(Message):
-    """``containerd.types.RuntimeInfo``: what ``-info`` prints."""
-
-    name: str = string(1)
-    version: RuntimeVersion | None = message(2, RuntimeVersion)

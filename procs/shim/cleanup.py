@@ -41,7 +41,7 @@ def clean(sandbox_id: str, bundle: str, socket_path: str) -> int:
     pid = 0
     directory = paths.sandbox_dir(sandbox_id)
     if os.path.lexists(directory):
-        pid = _kill_shim(sandbox_id)
+        pid, socket_path = _kill_shim(sandbox_id, socket_path)
         kill_vm(sandbox_id)
         mounts.unmount_below(directory)
     mounts.unmount_below(f"{bundle}/rootfs")
@@ -80,15 +80,20 @@ def _remove(path: str) -> None:
         return
 
 
-def _kill_shim(sandbox_id: str) -> int:
-    """Kill the shim that the sandbox's record names, unless it is the caller's own; return its pid or 0."""
+def _kill_shim(sandbox_id: str, socket_path: str) -> tuple[int, str]:
+    """Kill the shim that the sandbox's record names, unless it is the caller's own; return its pid, or 0, and socket.
+
+    Args:
+        sandbox_id: whose.
+        socket_path: the socket that is returned if there is no record.
+    """
     from common.linux import identity
     from procs.shim import record
 
     shim = record.read(sandbox_id)
     if shim is None:
-        return 0
+        return 0, socket_path
     pid = int(shim["pid"])
     if pid != os.getpid() and shim["boot_id"] == identity.boot_id():
         identity.kill(pid, int(shim["start_time"]))
-    return pid
+    return pid, str(shim["socket"])

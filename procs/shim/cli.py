@@ -97,9 +97,9 @@ def _version() -> int:
 
 
 def _info() -> int:
-    from common.protocols.task import RuntimeInfo, RuntimeVersion
+    from procs.shim import introspection
 
-    _print(RuntimeInfo(name=RUNTIME_NAME, version=RuntimeVersion(version=_release())).encode())
+    _print(introspection.info(RUNTIME_NAME, _release()))
     return 0
 
 

@@ -16,15 +16,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import sys
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM
 from _socket import socket as _Socket  # noqa: N812 - `socket` itself costs 8 ms, and only a listener is wanted
 
 from common import paths
-from procs.shim import cleanup, names, record
-
-_MAX_OPTIONS = 1 << 20
+from procs.shim import bootstrap, cleanup, names, record
 
 _TYPE_KEYS = ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType")
 
@@ -38,11 +35,12 @@ class Launch:
         address: containerd's socket.
         bundle: the bundle's directory.
         is_debug: whether containerd logs at debug level.
-        options: what came on standard input: the runtime's options, or nothing.
+        options: the runtime's options that came on standard input, or nothing.
+        has_params: whether containerd gave more than that (:mod:`procs.shim.bootstrap`).
         socket_path: where the server listens.
     """
 
-    __slots__ = ("address", "bundle", "is_debug", "namespace", "options", "sandbox_id", "socket_path")
+    __slots__ = ("address", "bundle", "has_params", "is_debug", "namespace", "options", "sandbox_id", "socket_path")
 
     def __init__(self, *, sandbox_id: str, namespace: str, address: str, bundle: str, is_debug: bool) -> None:
         self.sandbox_id = sandbox_id
@@ -51,6 +49,7 @@ class Launch:
         self.bundle = bundle
         self.is_debug = is_debug
         self.options = b""
+        self.has_params = False
         self.socket_path = names.socket_path(address, namespace, sandbox_id)
 
 
@@ -62,7 +61,7 @@ def start(launch: Launch) -> int:
         OSError: the sandbox exists, or something could not be made.
     """
     _check_type(launch.bundle)
-    launch.options = _read_options()
+    bootstrap.greet(launch)
     with contextlib.ExitStack() as undo:
         with record.names_locked():
             _make_room(launch)
@@ -72,7 +71,7 @@ def start(launch: Launch) -> int:
         pid = _fork_server(launch, listener)
         _write(f"{launch.bundle}/shim.pid", str(pid))
         _write(f"{launch.bundle}/address", f"unix://{launch.socket_path}")
-        os.write(sys.stdout.fileno(), f"unix://{launch.socket_path}\n".encode())
+        os.write(sys.stdout.fileno(), bootstrap.answer(launch))
         os.close(lock)
         undo.pop_all()
     return 0
@@ -101,20 +100,6 @@ def _check_type(bundle: str) -> None:
             )
 
 
-def _read_options() -> bytes:
-    """Read the runtime's options from standard input; a terminal or /dev/null has none."""
-    if stat.S_ISCHR(os.fstat(0).st_mode):
-        return b""
-    chunks = []
-    size = 0
-    while chunk := os.read(0, 65536):
-        size += len(chunk)
-        if size > _MAX_OPTIONS:
-            raise ValueError(f"runtime options on standard input exceed {_MAX_OPTIONS} bytes")
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
 def _make_room(launch: Launch) -> None:
     """Clean up after a shim that died with the sandbox's name.
 
@@ -135,7 +120,7 @@ def _make_room(launch: Launch) -> None:
 
 def _listen(path: str) -> _Socket:
     """Return a listener that only root can connect to. Whoever holds the sandbox's name may replace its socket."""
-    os.makedirs(names.SOCKET_DIR, mode=0o700, exist_ok=True)
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     listener = _Socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)

@@ -1,4 +1,4 @@
-"""``containerd.task.v2.Task``: the verbs that containerd asks for.
+"""``containerd.task.v2.Task``, and v3, which is the same: the verbs that containerd asks for.
 
 Each verb runs in a task of its own and none holds a lock: what must not happen twice is settled by the state of the
 process (:mod:`procs.shim.tasks`) before the first ``await``. Every call gets a request id here, which the log, the bus
@@ -82,7 +82,8 @@ class TaskService:
             "Checkpoint": (task.CheckpointTaskRequest, self.checkpoint),
             "Shutdown": (task.ShutdownRequest, self.shutdown),
         }
-        return {(task.SERVICE, name): (kind, self._bind(name, verb)) for name, (kind, verb) in table.items()}
+        bound = {name: (kind, self._bind(name, verb)) for name, (kind, verb) in table.items()}
+        return {(service, name): bound[name] for service in (task.SERVICE, task.SERVICE_V3) for name in bound}
 
     async def run(self) -> None:
         """When the VM ends, whoever ended it, end what was never started, and the sandbox."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from common.protocols.task import RuntimeInfo
+from common.protocols.bootstrap import RuntimeInfo
 from procs.shim import names
 from procs.shim.cli import Invocation
 
@@ -56,6 +57,9 @@ def test_version_and_info() -> None:
     assert info.name == "io.containerd.kata.v2"
     assert info.version is not None
     assert info.version.version in version
+    assert info.features is not None
+    assert json.loads(info.features.value)["linux"]["seccomp"] == {"enabled": False}
+    assert info.annotations == {}
 
 
 def test_an_unknown_action_is_an_error() -> None:
