@@ -31,6 +31,9 @@ KILLED = 128 + SIGKILL
 DRAIN_TIMEOUT_S = 10
 """How long a client may take to read the rest of the output before the exit is told without it (runc's figure)."""
 
+LAST_TIMEOUT_S = 5
+"""How long the guest may take, after that, to tell the end of a container that was killed."""
+
 REFUSED_TIMEOUT_S = 1
 """How long the guest may take to end the streams of a process that it could not start."""
 
@@ -129,21 +132,35 @@ class GuestProcess:
         process = self.process
         process.check(Ask.KILL)
         target = "" if is_all and not process.exec_id else process.exec_id or process.container_id
+        if signal == SIGKILL:
+            self._group.create_task(self.let_go())
         try:
             await self._guest.agent.signal_process(process.container_id, target, signal)
         except UnavailableError as err:
-            raise NotFoundError("process already finished") from err
-        if signal == SIGKILL:
-            self._group.create_task(self.let_go())
+            if signal != SIGKILL:
+                raise NotFoundError("process already finished") from err
 
     async def let_go(self) -> None:
-        """Drop the output that nobody reads for too long: the guest tells the end of a process after its output."""
+        """See to it that what was killed ends, though nobody reads its output, and though its guest hangs.
+
+        The guest tells the end of a process after its output. If it does not tell the end of the container's own
+        process, the VM ends: nothing in a guest may keep a container from being killed.
+        """
+        if await self._ends_within(DRAIN_TIMEOUT_S):
+            return
+        _log.warning("output dropped, nobody reads it", exec_id=self.process.exec_id)
+        self._streams.drop_output()
+        if self.process.exec_id or await self._ends_within(LAST_TIMEOUT_S):
+            return
+        _log.warning("the guest does not end a process that was killed, ending the VM")
+        await self._guest.end()
+
+    async def _ends_within(self, timeout_s: float) -> bool:
         try:
-            async with asyncio.timeout(DRAIN_TIMEOUT_S):
-                await self.exited.wait()
+            async with asyncio.timeout(timeout_s):
+                return await self.exited.wait()
         except TimeoutError:
-            _log.warning("output dropped, nobody reads it", exec_id=self.process.exec_id)
-            self._streams.drop_output()
+            return False
 
     async def resize(self, *, rows: int, columns: int) -> None:
         """Set the size of its terminal; without one, or when it does not run, there is nothing to set."""

@@ -25,6 +25,8 @@ from common.services import device, vmm
 from procs.shim.order import CREATE_TIMEOUT_S, HYPERVISOR, Order
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from common.bus.client import BusClient
     from common.config import KataConfig
     from common.services.vmm import Vm
@@ -50,6 +52,7 @@ class Guest:
         pid: the VMM's process, which containerd takes for every process of the sandbox.
         is_gone: set when the VMM has ended.
         create_timeout_s: how long the guest may take to prepare a container.
+        end: ends the VM, whatever the guest does.
     """
 
     agent: Agent
@@ -57,6 +60,7 @@ class Guest:
     pid: int
     is_gone: asyncio.Event
     create_timeout_s: int
+    end: Callable[[], Awaitable[None]]
 
 
 class Sandbox:
@@ -161,6 +165,7 @@ class Sandbox:
             pid=vm.process.pid,
             is_gone=self.is_gone,
             create_timeout_s=config.runtime.create_container_timeout,
+            end=self.stop,
         )
 
     def _enter(self, phase: str) -> None:
@@ -205,11 +210,17 @@ class Sandbox:
     async def _dial(self, vm: Vm, config: KataConfig) -> Agent:
         from procs.shim.agent import Agent
 
-        limit = config.agent.dial_timeout
+        limit, qemu = config.agent.dial_timeout, config.qemu
         try:
             async with asyncio.timeout(limit):
                 agent = await Agent.connect(vm.agent_socket)
                 await agent.check()
+        except (UnavailableError, ConnectionError) as err:
+            raise GuestError(
+                "the guest ended before its agent answered",
+                hint=f"see the console above for the cause; the VM boots kernel {qemu.kernel}, initrd {qemu.initrd} "
+                f"and kernel_params {qemu.kernel_params!r} of {config.source}",
+            ) from err
         except TimeoutError as err:
             raise GuestError(
                 f"the guest's agent did not answer within {limit} s",

@@ -62,7 +62,7 @@ async def test_a_vm_that_ends_while_booting_is_told_at_once(stand: ShimStand) ->
     await stand.vms.guest.has_hello.wait()
     await stand.vms.end_vm()
     text = str(await creating)
-    assert "failed while waiting for the guest's agent: the VM closed the agent's port" in text
+    assert "failed while waiting for the guest's agent: the guest ended before its agent answered" in text
     assert "the VM is ended" in text
 
 

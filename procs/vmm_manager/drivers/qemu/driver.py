@@ -63,7 +63,7 @@ class QemuDriver:
             process = _spawn(record.sandbox_id, record.config, accelerator, directory)
             undo.push_async_callback(process.end)
             qmp = Qmp(record.sandbox_id, directory)
-            version = await _greet(qmp, process)
+            version = await _greet(qmp, process, record.config)
             record.vm = Vm(
                 sandbox_id=record.sandbox_id,
                 hypervisor=self.name,
@@ -105,7 +105,7 @@ def _spawn(sandbox_id: str, config: QemuConfig, accelerator: str, directory: str
         )
 
 
-async def _greet(qmp: Qmp, process: Process) -> str:
+async def _greet(qmp: Qmp, process: Process, config: QemuConfig) -> str:
     """Wait for QEMU's greeting and return its version. If QEMU ends, so does the connection that waits for it."""
     try:
         return await qmp.connect(timeout_s=_START_TIMEOUT_S)
@@ -115,4 +115,8 @@ async def _greet(qmp: Qmp, process: Process) -> str:
                 await process.wait()
         what = err.message if process.is_running else "QEMU ended before it ran"
         said = process.output.tail().strip() or "it said nothing"
-        raise HypervisorError(f"{what}: {said}", hint="check [hypervisor.qemu] in the configuration") from err
+        raise HypervisorError(
+            f"{what}: {said}",
+            hint=f"check [hypervisor.qemu] in the configuration: path {config.path}, kernel {config.kernel}, "
+            f"initrd {config.initrd}",
+        ) from err
