@@ -25,7 +25,7 @@ class Share(NamedTuple):
 
 def pss_by_mapping(stack: Stack) -> list[Share]:
     """Return the memory of the one shim of a host: the sum, then its largest parts, then all else."""
-    (shim,) = [p for p in stack.processes() if any(word.endswith("shim-kata-v2") for word in p.cmdline()[:3])]
+    (shim,) = stack.processes("containerd-shim-kata-v2")
     parts = sorted(_parse(Path(f"/proc/{shim.pid}/smaps").read_text()), key=lambda share: -share.kib)
     largest, rest = parts[:_LARGEST], parts[_LARGEST:]
     return [Share("all", sum(p.kib for p in parts)), *largest, Share("all else", sum(p.kib for p in rest))]

@@ -43,10 +43,10 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def leaves_nothing() -> Iterator[None]:
-    """Fail the test that leaves a process, a thread or a directory."""
+def leaves_nothing() -> Iterator[set[int]]:
+    """Fail the test that leaves a process, a thread or a directory. Yields the processes that do not count."""
     children, threads, made = _children(), set(threading.enumerate()), len(_made)
-    yield
+    yield children
     left = [f"process {command}" for pid in _children() - children if (command := _outlives(pid))]
     left += [f"thread {thread.name}" for thread in set(threading.enumerate()) - threads if not _joins(thread)]
     left += [f"directory {path}" for path in _made[made:] if path.exists()]

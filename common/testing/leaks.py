@@ -20,6 +20,9 @@ from common.paths import RUN_DIR_VARIABLE
 _NAMED = re.compile(r'"sandbox": "([\w.-]+)"')
 _SHIM_SOCKETS = Path("/run/containerd/s")
 _KILL_TIMEOUT_S = 10.0
+_OF_CONTAINERS = ("containerd-shim", "qemu", "virtiofsd")
+_GRACE_S = 20.0
+"""How long a shim that was told to end may take on a loaded machine; containerd does not wait for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +50,20 @@ class Footprint:
 
     def of_containers(self) -> list[str]:
         """Return what containers have on the host, in words: nothing, while none exists."""
-        vms = [p for p in self.processes() if p.name().startswith(("qemu", "virtiofsd"))]
+        ending = [p for p in self.processes() if p.name().startswith(_OF_CONTAINERS)]
+        _, living = psutil.wait_procs(ending, timeout=_GRACE_S)
         return [
             *(f"sandbox directory {name}" for name in self.sandboxes()),
             *(f"cgroup {name}" for name in self._cgroups()),
             *(f"mount {path}" for path in mounts.mounted_below(str(self.root))),
             *(f"socket {path}" for path in self._sockets()),
-            *(f"process {process.pid} {process.name()}" for process in vms),
+            *(f"bundle {path}" for path in (self.root / "state").glob("*.task/*/*")),
+            *(f"process {process.pid} {process.name()}" for process in living),
         ]
 
     def everything(self) -> list[str]:
         """Return what the stack has on the host outside its root, in words: nothing, once it has ended."""
-        others = [p for p in self.processes() if not p.name().startswith(("qemu", "virtiofsd"))]
+        others = [p for p in self.processes() if not p.name().startswith(_OF_CONTAINERS)]
         return [*self.of_containers(), *(f"process {process.pid} {process.name()}" for process in others)]
 
     def remove(self) -> None:

@@ -15,8 +15,7 @@ import sys
 import tempfile
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from threading import Thread
-from typing import IO, TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self
 
 import toml
 
@@ -43,7 +42,7 @@ IMAGE = oci_image.REFERENCE
 SERVICES = {"vmm-manager-qemu": vmm.service_name("qemu"), "device-manager": device.SERVICE}
 """Programs of supervisord that answer on the bus, and their names there."""
 
-_READY = b"containerd successfully booted"
+_READY = "containerd successfully booted"
 _READY_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 20.0
 
@@ -144,15 +143,24 @@ class Stack:
     def ctr(
         self, *arguments: str, timeout_s: float = 120.0, check: bool = False, stdin: bytes | None = None
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run ``ctr`` against this stack's containerd."""
-        return subprocess.run(
+        """Run ``ctr`` against this stack's containerd.
+
+        Raises:
+            SubprocessError: it failed, and ``check`` is set.
+        """
+        result = subprocess.run(
             self.ctr_argv(*arguments),
             env=self.environment,
             capture_output=True,
             timeout=timeout_s,
-            check=check,
+            check=False,
             input=stdin if stdin is not None else b"",
         )
+        if check and result.returncode:
+            raise subprocess.SubprocessError(
+                f"ctr {' '.join(arguments)} failed: {result.stderr.decode(errors='replace')}"
+            )
+        return result
 
     def ctr_argv(self, *arguments: str) -> list[str]:
         """Return the command line of :meth:`ctr`, for those who run it themselves."""
@@ -178,9 +186,9 @@ class Stack:
         """Return what containers left behind: nothing, while none exists."""
         return self._footprint.of_containers()
 
-    def processes(self) -> list[psutil.Process]:
-        """Return the living processes that belong to this stack."""
-        return self._footprint.processes()
+    def processes(self, program: str = "") -> list[psutil.Process]:
+        """Return this stack's living processes, or those that run a program, perhaps by an interpreter."""
+        return [p for p in self._footprint.processes() if any(word.endswith(program) for word in p.cmdline()[:4])]
 
     def logs(self, lines: int = 60) -> str:
         """Return the last lines of what each service and containerd logged."""
@@ -188,32 +196,35 @@ class Stack:
         tails = ["\n".join(file.read_text(errors="replace").splitlines()[-lines:]) for file in files]
         return "\n".join(f"== {file.name}\n{tail}" for file, tail in zip(files, tails, strict=True))
 
+    @contextmanager
+    def new_lines(self, log: str) -> Iterator[Iterator[str]]:
+        """What is written to a log from now on, line by line as it comes, without end."""
+        path = self.run_dir / "log" / log
+        with _tail(path, path.stat().st_size) as lines:
+            yield lines
+
     def start_containerd(self) -> None:
         """Start containerd, at first or after its death, and return when it has said that it is ready.
 
         Raises:
-            RuntimeError: it has ended instead.
+            SubprocessError: it has ended instead.
         """
-        process = subprocess.Popen(
-            ["containerd", "--config", self._write_containerd_config()],  # noqa: S607 - whichever the host has
-            env=self.environment,
-            cwd=self.root,
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            process_group=0,  # Ctrl-C is for whoever uses the stack: it ends in our order
-        )
-        assert process.stderr is not None
-        log = (self.run_dir / "log/containerd.log").open("ab", buffering=0)
-        for line in process.stderr:
-            log.write(line)
-            if _READY in line:
-                break
-        else:
-            log.close()
-            process.wait()
-            raise RuntimeError(f"containerd did not start:\n{self.logs()}")
-        Thread(target=_copy, args=(process.stderr, log), daemon=True).start()
-        self.containerd = process
+        path = self.run_dir / "log/containerd.log"
+        with path.open("ab") as log:
+            said_before = log.tell()
+            self.containerd = subprocess.Popen(
+                ["containerd", "--config", self._write_containerd_config()],  # noqa: S607 - whichever the host has
+                env=self.environment,
+                cwd=self.root,
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                process_group=0,  # Ctrl-C is for whoever uses the stack: it ends in our order
+            )
+        with _tail(path, said_before, f"--pid={self.containerd.pid}") as lines:
+            is_ready = any(_READY in line for line in lines)
+        if not is_ready:
+            self.containerd.wait()
+            raise subprocess.SubprocessError(f"containerd did not start:\n{self.logs()}")
 
     def _write_containerd_config(self) -> Path:
         config = self.root / "containerd.toml"
@@ -277,6 +288,18 @@ def _environment(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
+@contextmanager
+def _tail(path: Path, offset: int, *options: str) -> Iterator[Iterator[str]]:
+    """The lines of a file from an offset on, those that are there and those that come."""
+    command = ["/usr/bin/tail", "-c", f"+{offset + 1}", "-f", *options, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as tail:
+        assert tail.stdout is not None
+        try:
+            yield tail.stdout
+        finally:
+            tail.terminate()
+
+
 def _stop(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
@@ -284,9 +307,3 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _copy(source: IO[bytes], target: IO[bytes]) -> None:
-    with source, target:
-        for line in source:
-            target.write(line)

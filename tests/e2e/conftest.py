@@ -4,25 +4,77 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import grpc
 import pytest
 
-from common.testing.stack import Stack
+from common.protobuf import Message, repeated, string
+from common.protocols.events import Envelope
+from common.testing.containers import RUNC
+from common.testing.stack import RUNTIME, Stack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 
 @pytest.fixture(scope="session")
 def host() -> Iterator[Stack]:
-    """A running host, shared by the worker's tests."""
+    """A running host, shared by the worker's tests; fails the last of them if it leaves something behind."""
     with Stack() as stack:
         yield stack
+    assert stack.left_behind == []
 
 
 @pytest.fixture
-def stack(host: Stack) -> Iterator[Stack]:
+def stack(host: Stack, leaves_nothing: set[int]) -> Iterator[Stack]:
     """The host, with its configuration as shipped; fails the test that leaves something of a container behind."""
     host.write_config()
     yield host
-    assert host.ctr("task", "ls", "-q").stdout == b""
-    assert host.remains() == []
+    leaves_nothing.add(host.containerd.pid)  # a test may have restarted it
+    tasks = _remove(host, "task", "rm", "-f")
+    containers = _remove(host, "container", "rm")
+    assert (tasks, containers, host.remains()) == ([], [], [])
+
+
+class SubscribeRequest(Message):
+    """``containerd.services.events.v1.SubscribeRequest``."""
+
+    filters: list[str] = repeated(string(1))
+
+
+@pytest.fixture
+def task_events(stack: Stack) -> Iterator[Iterator[Envelope]]:
+    """What containerd publishes of tasks from the test's beginning on."""
+    with grpc.insecure_channel(f"unix://{stack.socket}") as channel:
+        subscribe = channel.unary_stream(
+            "/containerd.services.events.v1.Events/Subscribe",
+            request_serializer=Message.encode,
+            response_deserializer=Envelope.decode,
+        )
+        events = subscribe(SubscribeRequest(filters=['topic~="/tasks/"']), timeout=120)
+        channel.unary_unary("/containerd.services.version.v1.Version/Version")(b"")  # what came before it is at work
+        yield events
+        events.cancel()
+
+
+@pytest.fixture(params=[RUNC, RUNTIME], ids=["runc", "kata"])
+def runtime(request: pytest.FixtureRequest) -> str:
+    """The reference and ours, one after the other."""
+    return str(request.param)
+
+
+def _remove(host: Stack, kind: str, *verb: str) -> list[str]:
+    """Remove what there is of a kind, so that one failure is not everybody's; return the names of it."""
+    names = host.ctr(kind, "ls", "-q").stdout.decode().split()
+    for name in names:
+        host.ctr(kind, *verb, name)
+    return names
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show with a failure what the host logged last."""
+    report = yield
+    host = getattr(item, "funcargs", {}).get("host")
+    if report.failed and host is not None and host.root.exists():
+        report.sections.append(("host's logs", host.logs()))
+    return report

@@ -1,0 +1,74 @@
+"""A process under a container dies or hangs: its exit is 137, the client is told, and nothing is left."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from common.protocols.events import TaskExit
+from common.testing.containers import attached, execute, running, status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import psutil
+
+    from common.protocols.events import Envelope
+    from common.testing.stack import Stack
+
+_SLEEP = "echo ready; exec sleep 1000"
+_CRASH = "mkdir -p /p && mount -t proc p /p && echo c > /p/sysrq-trigger"  # linux: admin-guide/sysrq.rst
+
+
+def the(stack: Stack, program: str) -> psutil.Process:
+    """Return the one process that runs a program."""
+    (process,) = stack.processes(program)
+    return process
+
+
+def test_the_shim_is_killed(stack: Stack, task_events: Iterator[Envelope]) -> None:
+    with running(stack) as name:
+        the(stack, "containerd-shim-kata-v2").kill()
+        exited = next(event for event in task_events if event.topic == "/tasks/exit")
+        assert exited.event is not None
+        assert TaskExit.decode(exited.event.value).exit_status == 137
+        assert next(task_events).topic == "/tasks/delete"
+        assert status(stack, name) == ""
+        assert stack.remains() == []
+
+
+def test_the_vmm_is_killed(stack: Stack) -> None:
+    with attached(stack, _SLEEP) as container:
+        assert container.read_line() == "ready"
+        the(stack, "qemu-system-x86_64").kill()
+        assert container.wait() == 137
+        assert stack.remains() == []
+
+
+def test_virtiofsd_is_killed(stack: Stack) -> None:
+    with running(stack) as name:
+        for process in stack.processes("virtiofsd"):
+            process.kill()
+        stack.ctr("task", "rm", "-f", name, check=True)
+        assert stack.remains() == []
+
+
+def test_the_agent_is_killed(stack: Stack) -> None:
+    # No signal from a container reaches the agent, which is process 1 of the guest; what ends it is a panic.
+    with running(stack, "exec sleep 1000", "--privileged") as name:
+        crashed = execute(stack, name, "sh", "-c", _CRASH)
+        assert crashed.returncode == 137
+        assert status(stack, name) == "STOPPED"
+        refused = execute(stack, name, "true")
+        assert refused.returncode == 1
+        assert b"cannot exec in a stopped state" in refused.stderr
+        stack.ctr("task", "rm", name)
+        assert stack.remains() == []
+
+
+def test_the_guest_hangs(stack: Stack) -> None:
+    with attached(stack, _SLEEP) as container:
+        assert container.read_line() == "ready"
+        the(stack, "qemu-system-x86_64").suspend()
+        stack.ctr("task", "kill", "-s", "SIGKILL", container.name, check=True)
+        assert container.wait() == 137
+        assert stack.remains() == []
