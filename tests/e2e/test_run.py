@@ -29,7 +29,7 @@ def test_streams_are_kept_apart(stack: Stack, runtime: str) -> None:
     assert (result.stdout, result.stderr, result.returncode) == (b"to-stdout\n", b"to-stderr\n", 0)
 
 
-@pytest.mark.parametrize(("script", "status"), [("exit 3", 3), ("kill -9 $$", 137), ("kill -15 $$", 143), ("true", 0)])
+@pytest.mark.parametrize(("script", "status"), [("exit 3", 3), ("kill -15 $$", 143)])
 def test_exit_status_is_exact(stack: Stack, runtime: str, script: str, status: int) -> None:
     # Process 1 of a pid namespace ignores signals that it sends itself: a child is killed, its status passed on.
     assert run(stack, f"sh -c '{script}'; exit $?", runtime=runtime).returncode == status

@@ -58,13 +58,6 @@ def test_errors_read_as_with_runc(stack: Stack, runtime: str) -> None:
         assert b"not found" in unknown.stderr
 
 
-def test_a_checkpoint_is_refused(stack: Stack) -> None:
-    with running(stack) as name:
-        refused = stack.ctr("task", "checkpoint", name)
-        assert refused.returncode == 1
-        assert b"not implemented" in refused.stderr
-
-
 def test_events_come_in_containerds_order(stack: Stack, runtime: str, task_events: Iterator[Envelope]) -> None:
     with running(stack, runtime=runtime) as name:
         execute(stack, name, "true")
