@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import msgspec
@@ -63,6 +64,7 @@ class Publisher:
         self._workers = Workers()
 
     async def __aenter__(self) -> Self:
+        Path(paths.bus_dir()).mkdir(mode=0o700, parents=True, exist_ok=True)
         context = zmq.asyncio.Context()
         self._stack.callback(context.destroy, linger=0)
         self._socket = context.socket(zmq.PUB)

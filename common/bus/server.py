@@ -1,9 +1,9 @@
 """The answering end of the bus.
 
 A server takes a lock before it binds, since binding an ipc path silently takes it away from a living server. Each
-call runs in a task of its own. Replies are remembered by call id for :data:`REMEMBER_S`, so that a call that is sent
-again (its reply was lost, or its sender reconnected) runs once: it joins the running one or gets the same answer. A
-process that restarts forgets them; the services' verbs are therefore idempotent in what they do as well.
+call runs in a task of its own. Replies are remembered by call id (``memory``), so that a call that is sent again (its
+reply was lost, or its sender reconnected) runs once: it joins the running one or gets the same answer. A process that
+ends while it carries a call out has not remembered it; the services' verbs are therefore idempotent in what they do.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections import OrderedDict
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ import zmq
 import zmq.asyncio
 
 from common import log, paths
+from common.bus.memory import Memory
 from common.bus.wire import VERSION, Call, Empty, Fault, Reply, Verb, convert, decode, encode
 from common.errors import (
     AlreadyExistsError,
@@ -31,7 +31,8 @@ from common.errors import (
     KataError,
     UnsupportedError,
 )
-from common.services.health import HEALTH, Health
+from common.services.health import HEALTH, Family, Health
+from common.trace import reach
 from common.workers import Workers
 
 if TYPE_CHECKING:
@@ -43,13 +44,8 @@ if TYPE_CHECKING:
 Q = TypeVar("Q", bound=msgspec.Struct)
 R = TypeVar("R", bound=msgspec.Struct)
 
-REMEMBER_S = 120.0
-"""How long a reply can be had again under its call id."""
-
 MAX_RUNNING = 256
 """Calls in flight; more are refused."""
-
-_MAX_REMEMBERED = 4096
 
 
 @dataclass(slots=True)
@@ -62,17 +58,30 @@ class _Running:
 class BusServer:
     """Answers one service's verbs; an async context manager, to be left by the task that entered it.
 
+    Args:
+        service: its bus name.
+        gauges: what its health counts.
+        metrics: what its health shows to Prometheus.
+        memory: keeps its replies.
+
     Raises on entering:
         AlreadyExistsError: another process answers for this service.
     """
 
-    def __init__(self, service: str, gauges: Callable[[], dict[str, float]] = dict) -> None:
+    def __init__(
+        self,
+        service: str,
+        gauges: Callable[[], dict[str, float]] = dict,
+        metrics: Callable[[], tuple[Family, ...]] = tuple,
+        memory: Memory | None = None,
+    ) -> None:
         self._service = service
         self._gauges = gauges
+        self._metrics = metrics
+        self._memory = memory or Memory()
         self._began = time.monotonic()
         self._handlers: dict[str, tuple[type[msgspec.Struct], Handler]] = {}
         self._running: dict[str, _Running] = {}
-        self._remembered: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
         self._stack = AsyncExitStack()
         self._workers = Workers()
         self.register(HEALTH, self._health)
@@ -122,9 +131,9 @@ class BusServer:
 
     async def _admit(self, sender: bytes, call: Call) -> None:
         """Answer from memory, join the running call, or run it."""
-        self._forget()
-        if call.call_id in self._remembered:
-            await self._send(sender, self._remembered[call.call_id][1])
+        remembered = self._memory.recall(call.call_id)
+        if remembered is not None:
+            await self._send(sender, remembered)
         elif call.call_id in self._running:
             self._running[call.call_id].senders.add(sender)
         elif refusal := self._refusal(call):
@@ -148,7 +157,9 @@ class BusServer:
         with log.bound(request=call.request_id, sandbox=sandbox if isinstance(sandbox, str) else "", verb=call.verb):
             data = await self._reply(call)
         running = self._running.pop(call.call_id)
-        self._remembered[call.call_id] = (time.monotonic() + REMEMBER_S, data)
+        reach("reply:made")
+        self._memory.remember(call, data)
+        reach("reply:remembered")
         for sender in running.senders:
             await self._send(sender, data)
 
@@ -176,20 +187,13 @@ class BusServer:
         with suppress(zmq.ZMQError):
             await self._socket.send_multipart([sender, data], flags=zmq.NOBLOCK)
 
-    def _forget(self) -> None:
-        now = time.monotonic()
-        while self._remembered:
-            expires, _ = next(iter(self._remembered.values()))
-            if expires > now and len(self._remembered) < _MAX_REMEMBERED:
-                return
-            self._remembered.popitem(last=False)
-
     async def _health(self, _: Empty) -> Health:
         return Health(
             service=self._service,
             pid=os.getpid(),
             uptime_s=time.monotonic() - self._began,
             gauges={"calls_in_flight": float(len(self._running)), **self._gauges()},
+            metrics=self._metrics(),
         )
 
 

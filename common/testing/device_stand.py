@@ -9,10 +9,12 @@ import asyncio
 import subprocess
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common import paths
 from common.bus.client import BusClient
-from common.bus.events import Publisher
+from common.bus.events import Publisher, Received, Resync, Subscriber
 from common.bus.server import BusServer
 from common.bus.wire import Empty, Event
 from common.errors import AlreadyExistsError, InterruptedCallError, KataError, NotFoundError, UnavailableError
@@ -28,6 +30,13 @@ if TYPE_CHECKING:
 SANDBOX = "s1"
 BUSES = tuple(vmm.HotplugBus(name=f"port{number}", kind=vmm.BusKind.PCI, slots=1) for number in range(2))
 SERVICE = vmm.service_name("qemu")
+
+
+def share(name: str) -> vmm.ShareSpec:
+    """Return what describes a share of a directory in the run directory, and make the directory."""
+    source = Path(paths.run_dir()) / name
+    source.mkdir(exist_ok=True)
+    return vmm.ShareSpec(source=str(source), tag=name)
 
 
 class FakeVmManager:
@@ -99,6 +108,7 @@ class FakeVmManager:
         await self._publisher.publish(vmm.VM_EXITED, vmm.VmExited(sandbox_id=SANDBOX))
 
     async def _add(self, request: vmm.AddDevice) -> vmm.AddedDevice:
+        self._require_vm()
         if self.holds_add is not None:
             await self.holds_add.wait()
         error, self.add_error = self.add_error, None
@@ -123,7 +133,12 @@ class FakeVmManager:
             await self.confirm_removal(request.hypervisor_id)
         return Empty()
 
+    def _require_vm(self) -> None:
+        if not self.is_running:
+            raise NotFoundError(f"sandbox {SANDBOX} has no running VM")
+
     async def _present(self, _: vmm.SandboxRef) -> vmm.PresentDevices:
+        self._require_vm()
         return vmm.PresentDevices(devices=tuple(self.present.values()))
 
     async def _list(self, _: Empty) -> vmm.VmList:
@@ -149,6 +164,7 @@ class Stand:
         self._bus = bus
         self.vms = FakeVmManager()
         self.process: subprocess.Popen[bytes]
+        self._news: Subscriber
 
     async def start(self) -> None:
         """Start a device manager and wait until it answers."""
@@ -162,28 +178,58 @@ class Stand:
                 continue
             return
 
+    async def heard(self, event: Event[device.Device]) -> device.Device:
+        """Wait until the device manager publishes an event; :meth:`listening` has to be entered before."""
+        async for item in self._news:
+            if isinstance(item, Received) and (body := item.body_of(event)) is not None:
+                return body
+        raise AssertionError(event.topic)
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """Hear from here on what the device manager publishes."""
+        async with Subscriber([device.SERVICE]) as self._news:
+            assert isinstance(await anext(self._news), Resync)
+            yield
+
     def kill(self) -> None:
         """Kill the device manager."""
         self.process.kill()
         self.process.wait()
 
-    async def attach(self, tag: str = "t", call_id: str | None = None) -> device.Device:
-        """Call ``attach``."""
+    async def attach(
+        self, name: str = "a", *, spec: vmm.DeviceSpec | None = None, holder: str = "", call_id: str | None = None
+    ) -> device.Device:
+        """Call ``attach``, for a share of the directory of that name unless told otherwise."""
         request = device.Attach(
-            sandbox_id=SANDBOX, hypervisor="qemu", buses=BUSES, spec=vmm.ShareSpec(source="/x", tag=tag)
+            sandbox_id=SANDBOX,
+            hypervisor="qemu",
+            version="7.2.22",
+            buses=BUSES,
+            spec=spec or share(name),
+            holder=holder,
         )
         return await self._bus.call(device.SERVICE, device.ATTACH, request, timeout_s=30, call_id=call_id)
 
-    async def confirm(self, attached: device.Device) -> device.Device:
+    async def confirm(self, attached: device.Device, holder: str = "") -> device.Device:
         """Call ``confirm``."""
-        ref = device.DeviceRef(device_id=attached.device_id)
+        return await self.confirm_id(attached.device_id, holder)
+
+    async def confirm_id(self, device_id: str, holder: str = "") -> device.Device:
+        """Call ``confirm`` for a device that may not exist."""
+        ref = device.DeviceRef(device_id=device_id, holder=holder)
         return await self._bus.call(device.SERVICE, device.CONFIRM, ref, timeout_s=30)
 
-    async def detach(self, attached: device.Device) -> None:
+    async def detach(self, attached: device.Device, holder: str = "", call_id: str | None = None) -> None:
         """Call ``detach``."""
-        await self._bus.call(
-            device.SERVICE, device.DETACH, device.DeviceRef(device_id=attached.device_id), timeout_s=60
-        )
+        ref = device.DeviceRef(device_id=attached.device_id, holder=holder)
+        await self._bus.call(device.SERVICE, device.DETACH, ref, timeout_s=60, call_id=call_id)
+
+    async def story(self, device_id: str) -> list[str]:
+        """Call ``tell_story``; return what happened, in words."""
+        request = device.TellStory(device_id=device_id)
+        told = await self._bus.call(device.SERVICE, device.TELL_STORY, request, timeout_s=30)
+        return [chapter.event for chapter in told.chapters]
 
     async def list(self) -> tuple[device.Device, ...]:
         """Call ``list_devices``."""

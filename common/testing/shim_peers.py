@@ -152,9 +152,9 @@ class FakeDeviceManager:
             hypervisor_id="share-1",
             bus=request.buses[0].name,
             slot=0,
-            serial="0" * 20,
             pci_path="02/00",
             state="plugged",
+            since=0.0,
             spec=request.spec,
         )
 

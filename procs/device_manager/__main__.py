@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import AsyncExitStack
 
 from common.bus import service
 from common.bus.client import BusClient
+from common.bus.events import Publisher
 from common.bus.server import BusServer
 from common.services.device import SERVICE
 from common.workers import Workers
 from procs.device_manager.journal import Journal
-from procs.device_manager.manager import DeviceManager
+from procs.device_manager.lives import Lives
+from procs.device_manager.measures import Measures
+from procs.device_manager.news import News
+from procs.device_manager.replies import Replies
+from procs.device_manager.service import DeviceService
+from procs.device_manager.table import Table
 
 HYPERVISORS = ("qemu",)
 
@@ -21,16 +28,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="kata-device-manager", description="Owns the devices of pykata's sandboxes.")
     parser.add_argument("--debug", action="store_true", help="log more")
     arguments = parser.parse_args()
-
-    async def serve() -> None:
-        server = BusServer(SERVICE, gauges=lambda: manager.gauges())  # noqa: PLW0108 - made once the lock is held
-        async with server, BusClient() as bus, Workers() as workers:
-            with Journal() as journal:
-                manager = DeviceManager(journal, bus, workers)
-                manager.register(server)
-                await manager.follow(HYPERVISORS)
-
     return service.run("kata-device-manager", serve, is_debug=arguments.debug)
+
+
+async def serve() -> None:
+    """Take up what is in the journal and answer, for ever. What is entered first is left last."""
+    async with AsyncExitStack() as stack:
+        journal = stack.enter_context(Journal())
+        publisher = await stack.enter_async_context(Publisher(SERVICE))
+        bus = await stack.enter_async_context(BusClient())
+        workers = await stack.enter_async_context(Workers())
+        lives = Lives(Table(journal), bus, publisher, workers)
+        measures = Measures(lives)
+        server = BusServer(SERVICE, metrics=measures.families, memory=Replies(journal))
+        DeviceService(lives, journal, measures, HYPERVISORS).register(server)
+        await stack.enter_async_context(server)
+        await News(lives, bus, workers).follow(HYPERVISORS)
 
 
 if __name__ == "__main__":

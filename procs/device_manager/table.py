@@ -1,6 +1,9 @@
 """The devices in memory and in the journal, which agree at every moment. No bus, no waiting.
 
-A slot is free when no row names it; so a slot is freed by :meth:`Table.apply` alone, when the life of its device ends.
+Every change of a device is one step of its life (``states``), taken by :meth:`Table.apply`: on disk first, then in
+memory; the actions that the step calls for are the caller's. What no two devices may share is decided here as well: a
+place on a bus (``topology``) and a source. A source belongs to one device of a sandbox, whose holders share it; two
+sandboxes may read one disk, and one that is written belongs to one of them alone.
 """
 
 from __future__ import annotations
@@ -13,18 +16,35 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from common import log
-from common.errors import ExhaustedError, NotFoundError
-from common.services.device import Device
-from procs.device_manager.states import Event, State, after
+from common.errors import AlreadyExistsError, NotFoundError
+from common.services.device import Chapter, Device, Holder
+from common.services.vmm import BlockSpec, ShareSpec
+from procs.device_manager.states import LEAVING, LIVE, USABLE, Action, Event, State, after
+from procs.device_manager.topology import free_place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Protocol
 
     from common.services.device import Attach
-    from procs.device_manager.journal import Journal
+    from common.services.vmm import DeviceSpec, PresentDevice
+    from procs.device_manager.topology import Place
 
-_SERIAL_BYTES = 10
-"""Ten bytes are the twenty hexadecimal characters that a virtio disk's serial may have."""
+    class Rows(Protocol):
+        """Where rows are kept: :class:`procs.device_manager.journal.Journal`."""
+
+        def load(self) -> list[Device]:
+            """Return the rows that a predecessor left."""
+
+        def save(self, device: Device, chapter: Chapter) -> None:
+            """Write a row and what happened to it."""
+
+        def remove(self, device: Device, chapter: Chapter) -> None:
+            """Remove a row, and write what happened to it."""
+
+
+Taken = tuple[Device, tuple[Action, ...]]
+"""A device after a step, and what is to be done."""
 
 
 class Table:
@@ -32,13 +52,14 @@ class Table:
 
     Args:
         journal: where rows are kept; what is in it is taken over.
-        on_gone: is told the id of each device whose row has gone.
+        clock: seconds since the epoch.
     """
 
-    def __init__(self, journal: Journal, on_gone: Callable[[str], None]) -> None:
+    def __init__(self, journal: Rows, clock: Callable[[], float] = time.time) -> None:
         self._journal = journal
-        self._on_gone = on_gone
+        self._clock = clock
         self._devices = {device.device_id: device for device in journal.load()}
+        self._freed: dict[str, dict[Place, float]] = {}
 
     def __iter__(self) -> Iterator[Device]:
         """Iterate over a copy: rows may go meanwhile."""
@@ -56,7 +77,10 @@ class Table:
         """
         device = self._devices.get(device_id)
         if device is None:
-            raise NotFoundError(f"no device {device_id}", hint="its lease ran out or its VM ended")
+            raise NotFoundError(
+                f"no device {device_id!r}",
+                hint=f"its VM or its lease has ended, or it was lost: `kata-runtime devices story {device_id}` tells",
+            )
         return device
 
     def of(self, sandbox_id: str) -> list[Device]:
@@ -66,43 +90,77 @@ class Table:
     def counts(self) -> dict[State, int]:
         """Return how many devices are in each state."""
         counted = Counter(device.state for device in self)
-        return {state: counted[state] for state in State if state is not State.GONE}
+        return {state: counted[state] for state in LIVE}
 
-    def usable_like(self, request: Attach) -> Device | None:
-        """Return the device that answers a request already, whose first answer was lost."""
-        usable = {State.PLUGGED, State.ATTACHED}
-        return next((d for d in self.of(request.sandbox_id) if d.spec == request.spec and d.state in usable), None)
-
-    def begin(self, request: Attach) -> Device:
-        """Enter a device that is to be plugged; from here on its slot is taken.
+    def holding(self, request: Attach, backing: str) -> Device | None:
+        """Return the sandbox's device that has a source already.
 
         Raises:
-            ExhaustedError: every slot that it fits is taken; the message says by how many devices in which state.
+            AlreadyExistsError: the source is held in a way that allows no second use.
         """
-        bus, slot = self._free_slot(request)
+        for device in self:
+            if device.backing != backing:
+                continue
+            if device.sandbox_id == request.sandbox_id:
+                _require_same(device, request)
+                return device
+            if isinstance(request.spec, BlockSpec) and not (_is_read_only(device.spec) and request.spec.is_read_only):
+                raise AlreadyExistsError(
+                    f"{request.spec.source} is held by device {device.device_id} of sandbox {device.sandbox_id}",
+                    hint="two sandboxes may share a disk only if both have it read-only",
+                )
+        return None
+
+    def begin(self, request: Attach, backing: str) -> Taken:
+        """Enter a device that is wanted; from here on its place is taken.
+
+        Raises:
+            ExhaustedError: every place is taken; the message says by how many devices in which state.
+        """
+        bus, slot = free_place(request, self.of(request.sandbox_id), self._freed.get(request.sandbox_id, {}))
         device = Device(
-            device_id=f"{time.time_ns():020d}-{secrets.token_hex(4)}",
+            device_id=self._new_id(),
             sandbox_id=request.sandbox_id,
             hypervisor=request.hypervisor,
-            hypervisor_id="",
+            version=request.version,
             bus=bus,
             slot=slot,
-            serial=secrets.token_hex(_SERIAL_BYTES),
-            pci_path="",
-            state=State.ATTACHING,
+            state=State.NEW,
+            since=self._clock(),
             spec=request.spec,
+            backing=backing,
+            holders=(Holder(name=request.holder, since=self._clock()),),
         )
-        self._store(device)
-        return device
+        return self._step(device, Event.WANTED, detail=f"{request.spec.source} for {request.holder or 'the sandbox'}")
 
-    def apply(self, device_id: str, event: Event, *, hypervisor_id: str = "", pci_path: str = "") -> Device:
-        """Take one step of a device's life, on disk first, and return the device after it.
+    def find(self, present: PresentDevice, sandbox_id: str, hypervisor: str) -> Taken:
+        """Enter a device that the hypervisor has and that nobody here knows; it keeps its place.
+
+        Its serial is the id that it had here before it was forgotten.
+        """
+        device = Device(
+            device_id=present.serial or self._new_id(),
+            sandbox_id=sandbox_id,
+            hypervisor=hypervisor,
+            hypervisor_id=present.hypervisor_id,
+            bus=present.bus,
+            slot=present.slot,
+            state=State.NEW,
+            since=self._clock(),
+        )
+        return self._step(device, Event.FOUND, detail=present.hypervisor_id)
+
+    def apply(
+        self, device_id: str, event: Event, *, hypervisor_id: str = "", pci_path: str = "", detail: str = ""
+    ) -> Taken:
+        """Take one step of a device's life.
 
         Args:
             device_id: the device; it must exist.
             event: what happened to it.
             hypervisor_id: what the hypervisor calls it, if that is learned now.
             pci_path: where the guest finds it, if that is learned now.
+            detail: more for the device's history.
 
         Raises:
             StateError: this may not happen to a device in its state.
@@ -111,40 +169,76 @@ class Table:
         before = self.known(device_id)
         device = msgspec.structs.replace(
             before,
-            state=after(State(before.state), event, device_id),
             hypervisor_id=hypervisor_id or before.hypervisor_id,
             pci_path=pci_path or before.pci_path,
         )
-        log.get().info("device", **names(device), state=device.state, was=before.state, cause=event.value)
-        if device.state == State.GONE:
-            self._journal.remove(device_id)
-            del self._devices[device_id]
-            self._on_gone(device_id)
-        else:
-            self._store(device)
-        return device
+        return self._step(device, event, detail=detail or hypervisor_id)
 
-    def end(self, device_id: str, event: Event) -> None:
-        """Take the last step of a device's life, unless its VM has ended it."""
-        if device_id in self._devices:
-            self.apply(device_id, event)
+    def hold(self, device_id: str, name: str) -> Taken:
+        """Add a holder, whose lease begins; one that is there already stays as it is."""
+        device = self.known(device_id)
+        if name in _names(device):
+            return device, ()
+        holders = (*device.holders, Holder(name=name, since=self._clock()))
+        return self._step(msgspec.structs.replace(device, holders=holders), Event.HELD, detail=name)
 
-    def _free_slot(self, request: Attach) -> tuple[str, int]:
-        kind = request.spec.bus_kind
-        slots = [(bus.name, slot) for bus in request.buses if bus.kind == kind for slot in range(bus.slots)]
-        held = {(device.bus, device.slot): device.state for device in self.of(request.sandbox_id)}
-        for place in slots:
-            if place not in held:
-                return place
-        counts = ", ".join(f"{n} {state}" for state, n in sorted(Counter(held[place] for place in slots).items()))
-        raise ExhaustedError(
-            f"sandbox {request.sandbox_id} has no free {kind} hotplug slot: {len(slots)} in all ({counts or 'none'})",
-            hint="a device that is detaching frees its slot when the guest has let go",
+    def confirm(self, device_id: str, name: str) -> Taken:
+        """Note that a holder uses a device.
+
+        Raises:
+            NotFoundError: the device is gone, or its holder's lease has run out.
+            StateError: it is on its way out.
+        """
+        device = self.known(device_id)
+        if device.state in USABLE and name not in _names(device):
+            raise NotFoundError(
+                f"device {device_id} has no holder {name!r}", hint="its lease has run out: attach again"
+            )
+        holders = tuple(_confirmed(holder) if holder.name == name else holder for holder in device.holders)
+        return self._step(msgspec.structs.replace(device, holders=holders), Event.CONFIRMED, detail=name)
+
+    def release(self, device_id: str, name: str) -> Taken:
+        """Take a holder away; the last one takes the device along. One that is not there changes nothing.
+
+        Raises:
+            NotFoundError: the device is gone.
+            StateError: it is quarantined.
+        """
+        device = self.known(device_id)
+        holders = tuple(holder for holder in device.holders if holder.name != name)
+        if device.state in LEAVING or (holders and holders == device.holders):
+            return device, ()
+        event = Event.RELEASED if holders else Event.DETACH
+        return self._step(msgspec.structs.replace(device, holders=holders), event, detail=name)
+
+    def forget(self, sandbox_id: str) -> None:
+        """Forget which places of a sandbox were taken once: its VM has ended."""
+        self._freed.pop(sandbox_id, None)
+
+    def _step(self, device: Device, event: Event, *, detail: str = "") -> Taken:
+        """Take a step with a device whose other fields are as they are to be after it."""
+        state, actions = after(State(device.state), event, device.device_id)
+        now = self._clock()
+        stepped = msgspec.structs.replace(
+            device,
+            state=state,
+            since=device.since if state == device.state else now,
+            removals=device.removals + (Action.REMOVE in actions and event is not Event.RESUMED),
         )
+        chapter = Chapter(at=now, event=event.value, state=state, detail=detail)
+        if state is State.GONE:
+            self._journal.remove(stepped, chapter)
+            del self._devices[device.device_id]
+            self._freed.setdefault(device.sandbox_id, {})[device.bus, device.slot] = now
+        else:
+            self._journal.save(stepped, chapter)
+            self._devices[device.device_id] = stepped
+        log.get().info("device", **names(stepped), state=state.value, was=device.state, cause=event.value)
+        return stepped, actions
 
-    def _store(self, device: Device) -> None:
-        self._journal.save(device)
-        self._devices[device.device_id] = device
+    def _new_id(self) -> str:
+        """Return an id that sorts by age: 20 hexadecimal characters."""
+        return f"{time.time_ns():016x}{secrets.token_hex(2)}"
 
 
 def names(device: Device) -> dict[str, str]:
@@ -153,6 +247,42 @@ def names(device: Device) -> dict[str, str]:
         "device": device.device_id,
         "sandbox": device.sandbox_id,
         "hypervisor_id": device.hypervisor_id,
-        "bus": device.bus,
-        "slot": str(device.slot),
+        "place": f"{device.bus}/{device.slot}",
     }
+
+
+def _require_same(device: Device, request: Attach) -> None:
+    """Refuse a second use of a source that differs from the first, unless the first is about to end."""
+    if device.state == State.QUARANTINED:
+        raise AlreadyExistsError(
+            f"{request.spec.source} is held by device {device.device_id}, which is quarantined",
+            hint="the guest has not let it go; the end of the sandbox frees it",
+        )
+    if device.state not in LEAVING and _mode(device.spec) != _mode(request.spec):
+        raise AlreadyExistsError(
+            f"{request.spec.source} is attached {_mode(device.spec)} and cannot also be attached {_mode(request.spec)}",
+            hint="detach it first, or ask for it as it is",
+        )
+
+
+def _mode(spec: DeviceSpec | None) -> str:
+    """Return how a source is attached, in words that tell any two ways apart."""
+    match spec:
+        case BlockSpec():
+            return f"{'read-only' if spec.is_read_only else 'read-write'} by {spec.driver}"
+        case ShareSpec():
+            return f"with tag {spec.tag}"
+        case None:
+            return "in an unknown way"
+
+
+def _is_read_only(spec: DeviceSpec | None) -> bool:
+    return isinstance(spec, BlockSpec) and spec.is_read_only
+
+
+def _names(device: Device) -> Iterable[str]:
+    return [holder.name for holder in device.holders]
+
+
+def _confirmed(holder: Holder) -> Holder:
+    return msgspec.structs.replace(holder, is_confirmed=True)

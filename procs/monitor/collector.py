@@ -6,15 +6,12 @@ Names are upstream's where upstream has the metric (Kata Containers, ``docs/desi
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-    from prometheus_client.core import Metric
 
     from procs.monitor.observation import Observation, ProcessSample
 
@@ -26,6 +23,7 @@ def families(seen: Observation) -> Iterator[Metric]:
     """Yield every metric family of one observation."""
     yield GaugeMetricFamily("kata_monitor_running_shim_count", "Running shims.", value=len(seen.shims))
     yield from _services(seen)
+    yield from _own(seen)
     yield from _sandboxes(seen)
     for role, label in ROLES.items():
         yield from _processes(role, label, [sample for sample in seen.processes if sample.role == role])
@@ -51,10 +49,17 @@ def _sandboxes(seen: Observation) -> Iterator[Metric]:
     for vm in seen.vms:
         info.add_metric([vm.sandbox_id, vm.hypervisor, vm.version, vm.accelerator], 1)
     yield info
-    devices = GaugeMetricFamily("kata_device_count", "Devices by state.", labels=["state"])
-    for state, count in sorted(Counter(device.state for device in seen.devices).items()):
-        devices.add_metric([state], count)
-    yield devices
+
+
+def _own(seen: Observation) -> Iterator[Metric]:
+    """Yield what the services show of themselves; a label tells those apart that show the same."""
+    shown: dict[str, Metric] = {}
+    for service, health in seen.health.items():
+        for family in health.metrics if health else ():
+            metric = shown.setdefault(family.name, Metric(family.name, family.help, family.kind))
+            for sample in family.samples:
+                metric.add_sample(sample.name, {"service": service, **sample.labels}, sample.value)
+    yield from shown.values()
 
 
 def _processes(role: str, label: str, samples: Iterable[ProcessSample]) -> Iterator[Metric]:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from common.bus.client import BusClient
     from common.bus.wire import Verb
-    from common.services.device import Device
     from common.services.vmm import Vm
 
 Q = TypeVar("Q", bound=msgspec.Struct)
@@ -62,7 +61,6 @@ class Observation:
 
     health: dict[str, Health | None]
     vms: tuple[Vm, ...]
-    devices: tuple[Device, ...]
     shims: dict[str, int]
     processes: tuple[ProcessSample, ...]
 
@@ -71,10 +69,9 @@ async def observe(bus: BusClient, hypervisors: Iterable[str]) -> Observation:
     """Look at every service and every sandbox now."""
     managers = [vmm.service_name(hypervisor) for hypervisor in hypervisors]
     services = [*managers, device.SERVICE]
-    health, vm_lists, devices = await asyncio.gather(
+    health, vm_lists = await asyncio.gather(
         asyncio.gather(*(_ask(bus, service, HEALTH, Empty()) for service in services)),
         asyncio.gather(*(_ask(bus, service, vmm.LIST_VMS, Empty()) for service in managers)),
-        _ask(bus, device.SERVICE, device.LIST_DEVICES, device.ListDevices()),
     )
     vms = tuple(vm for answer in vm_lists if answer for vm in answer.vms)
     shims = dict(_shims())
@@ -86,7 +83,6 @@ async def observe(bus: BusClient, hypervisors: Iterable[str]) -> Observation:
     return Observation(
         health=by_service,
         vms=vms,
-        devices=devices.devices if devices else (),
         shims=shims,
         processes=tuple(_samples(pids)),
     )

@@ -236,6 +236,7 @@ class Sandbox:
         wish = device.Attach(
             sandbox_id=self.sandbox_id,
             hypervisor=vm.hypervisor,
+            version=vm.version,
             buses=vm.hotplug_buses,
             spec=vmm.ShareSpec(source=paths.share_dir(self.sandbox_id), tag=SHARE_TAG),
         )

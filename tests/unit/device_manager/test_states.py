@@ -7,40 +7,62 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import StateError
-from procs.device_manager.states import TRANSITIONS, Event, State, after
+from procs.device_manager.commands import ANSWERS
+from procs.device_manager.states import LIVE, TRANSITIONS, USABLE, Action, Event, State, after
 
-ALIVE = [state for state in State if state is not State.GONE]
 
-
-@given(st.lists(st.sampled_from(Event), max_size=30))
-def test_only_a_confirmation_frees_what_a_hypervisor_may_hold(events: list[Event]) -> None:
-    """However events come, a device that was added is gone only by a removal or the end of its VM."""
-    state, was_added = State.ATTACHING, False
+@given(st.lists(st.sampled_from(Event), max_size=40))
+def test_only_the_hypervisor_frees_what_it_may_hold(events: list[Event]) -> None:
+    """However events come, a device that was asked for is gone by the hypervisor's word or the end of its VM only."""
+    state, was_asked = State.ATTACHING, False
     for event in events:
+        if event is Event.UNREACHED and was_asked:
+            continue  # a repeated add has no such outcome
         try:
-            state = after(state, event, "d")
+            state, _ = after(state, event, "d")
         except StateError:
             continue
-        was_added = was_added or event is Event.ADDED
+        was_asked = was_asked or event is not Event.HELD
         if state is State.GONE:
-            assert event in {Event.REMOVED, Event.VM_ENDED} or not was_added
+            assert event in {Event.REMOVED, Event.ABSENT, Event.VM_ENDED, Event.UNREACHED}
             return
 
 
-@pytest.mark.parametrize("state", ALIVE)
+def test_only_a_first_add_can_be_known_not_to_have_been_asked() -> None:
+    outcomes = {action: {event for _, event in answers} for action, answers in ANSWERS.items()}
+    assert [action for action, events in outcomes.items() if Event.UNREACHED in events] == [Action.ADD]
+
+
+@pytest.mark.parametrize("state", LIVE)
 def test_every_device_can_end(state: State) -> None:
-    assert after(state, Event.VM_ENDED, "d") is State.GONE
-    assert after(state, Event.REMOVED, "d") is State.GONE
+    for event in (Event.VM_ENDED, Event.REMOVED, Event.ABSENT):
+        assert after(state, event, "d")[0] is State.GONE
 
 
-def test_every_state_can_be_reached() -> None:
-    assert set(TRANSITIONS.values()) | {State.ATTACHING} == set(State)
+@pytest.mark.parametrize("state", LIVE)
+def test_every_device_that_is_resumed_asks_what_is_true(state: State) -> None:
+    _, actions = after(state, Event.RESUMED, "d")
+    assert {Action.REPEAT, Action.REMOVE, Action.ASK} & set(actions)
+
+
+@pytest.mark.parametrize("state", USABLE)
+def test_a_device_that_vanishes_is_reported_unless_somebody_asked_for_it(state: State) -> None:
+    assert Action.REPORT_LOST in after(state, Event.REMOVED, "d")[1]
+    assert Action.REPORT_LOST not in after(State.DETACHING, Event.REMOVED, "d")[1]
+    assert Action.REPORT_LOST not in after(state, Event.VM_ENDED, "d")[1]
+
+
+def test_every_state_can_be_reached_and_every_action_is_called_for() -> None:
+    assert {state for state, _ in TRANSITIONS.values()} | {State.NEW} == set(State)
+    assert {action for _, actions in TRANSITIONS.values() for action in actions} == set(Action)
+    assert {event for _, event in TRANSITIONS} == set(Event)
 
 
 def test_a_removal_that_was_not_confirmed_is_quarantined_and_can_still_be_confirmed() -> None:
-    state = after(State.DETACHING, Event.GAVE_UP, "d")
-    assert state is State.QUARANTINED
-    assert after(state, Event.REMOVED, "d") is State.GONE
+    assert after(State.DETACHING, Event.PRESENT, "d")[0] is State.DETACHING
+    assert after(State.DETACHING, Event.OVERDUE, "d") == (State.OVERDUE, (Action.ASK,))
+    assert after(State.OVERDUE, Event.PRESENT, "d")[0] is State.QUARANTINED
+    assert after(State.QUARANTINED, Event.REMOVED, "d")[0] is State.GONE
 
 
 def test_what_may_not_follow_names_device_state_and_event() -> None:

@@ -1,0 +1,151 @@
+"""The device manager's verbs (``common.services.device``): wishes become steps, and the caller waits for their outcome.
+
+A caller that repeats a call, to us or to our successor, finds the device as its first call left it: an attach finds the
+row of its source, a detach finds the row gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from common.bus.wire import Empty
+from common.errors import HypervisorError, NotFoundError, UsageError
+from common.services import device as contract
+from procs.device_manager.sources import examine
+from procs.device_manager.states import LEAVING, USABLE, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from common.bus.server import BusServer
+    from common.services.device import Device
+    from procs.device_manager.journal import Journal
+    from procs.device_manager.lives import Lives
+    from procs.device_manager.measures import Measures
+
+
+class DeviceService:
+    """Answers callers.
+
+    Args:
+        lives: what the wishes are put to.
+        journal: tells stories.
+        measures: keeps account.
+        hypervisors: whose VM managers there are.
+    """
+
+    def __init__(self, lives: Lives, journal: Journal, measures: Measures, hypervisors: Iterable[str]) -> None:
+        self._lives = lives
+        self._table = lives.table
+        self._journal = journal
+        self._measures = measures
+        self._hypervisors = tuple(hypervisors)
+
+    def register(self, server: BusServer) -> None:
+        """Register every verb."""
+        server.register(contract.ATTACH, self.attach)
+        server.register(contract.CONFIRM, self.confirm)
+        server.register(contract.ABORT, self.detach)
+        server.register(contract.DETACH, self.detach)
+        server.register(contract.LIST_DEVICES, self.list_devices)
+        server.register(contract.TELL_STORY, self.tell_story)
+
+    async def attach(self, request: contract.Attach) -> Device:
+        """Plug a device, or add a holder to it; either is undone unless it is confirmed within its lease.
+
+        Raises:
+            UsageError: the source is of no use, or there is no such hypervisor.
+            NotFoundError: there is no such source, or no such VM.
+            AlreadyExistsError: the source is in use in a way that allows no second one.
+            ExhaustedError: every place is taken.
+            KataError: what the VM manager answered; what may be left of the device is undone.
+        """
+        if request.hypervisor not in self._hypervisors:
+            raise UsageError(
+                f"no VM manager for hypervisor {request.hypervisor!r}", hint=f"there is {', '.join(self._hypervisors)}"
+            )
+        with self._measures.timed("attach", request.hypervisor, contract.kind_of(request.spec)):
+            backing = await asyncio.to_thread(examine, request.spec)
+            await self._lives.settle(request.sandbox_id)
+            while (held := self._table.holding(request, backing)) is not None and held.state in LEAVING:
+                await self._wait_gone(held)
+            if held is not None:
+                device = self._lives.begin(self._table.hold(held.device_id, request.holder))
+            else:
+                device = self._lives.begin(self._table.begin(request, backing))
+            return await self._plugged(device)
+
+    async def confirm(self, request: contract.DeviceRef) -> Device:
+        """Note that the guest of a holder uses a device."""
+        return self._lives.begin(self._table.confirm(request.device_id, request.holder))
+
+    async def detach(self, request: contract.DeviceRef) -> Empty:
+        """Take a holder away, and with the last one the device; returns when the hypervisor has confirmed that.
+
+        A device or a holder that is gone is fine.
+
+        Raises:
+            HypervisorError: the guest did not let go in time; the device is quarantined.
+            StateError: it has been quarantined before.
+            KataError: the VM manager is away; the removal goes on when it is back.
+        """
+        device = self._table.get(request.device_id)
+        if device is None:
+            return Empty()
+        with self._measures.timed("detach", device.hypervisor, device.kind):
+            if device.state == State.ATTACHING:
+                device, failure = await self._lives.told(device.device_id)
+                if failure is not None and device.state == State.ATTACHING:
+                    raise failure
+            if self._table.get(device.device_id) is not None:
+                released = self._lives.begin(self._table.release(device.device_id, request.holder))
+                if released.state in LEAVING:
+                    await self._wait_gone(released)
+        return Empty()
+
+    async def list_devices(self, request: contract.ListDevices) -> contract.DeviceList:
+        """Return the devices of one sandbox, or all."""
+        devices = self._table.of(request.sandbox_id) if request.sandbox_id else self._table
+        return contract.DeviceList(devices=tuple(devices))
+
+    async def tell_story(self, request: contract.TellStory) -> contract.Story:
+        """Return what happened to a device.
+
+        Raises:
+            NotFoundError: nothing is known of it.
+        """
+        story = self._journal.story(request.device_id)
+        if story is None:
+            raise NotFoundError(
+                f"nothing is known of a device {request.device_id!r}",
+                hint="`kata-runtime devices` lists what there is; what is long gone is forgotten",
+            )
+        return story
+
+    async def _plugged(self, device: Device) -> Device:
+        """Return a device once it is plugged."""
+        failure = None
+        while device.state == State.ATTACHING and failure is None:
+            device, failure = await self._lives.told(device.device_id)
+        if device.state not in USABLE:
+            raise failure or NotFoundError(
+                f"the VM of sandbox {device.sandbox_id} ended before device {device.device_id} was plugged"
+            )
+        return device
+
+    async def _wait_gone(self, device: Device) -> None:
+        """Wait for the confirmed removal of a device that is on its way out."""
+        failure = None
+        while device.state in LEAVING and failure is None:
+            news = self._lives.told(device.device_id)
+            self._lives.stir([device])
+            device, failure = await news
+        if device.state == State.QUARANTINED:
+            raise HypervisorError(
+                f"the guest did not let {device.hypervisor_id} go in time; "
+                f"it is quarantined and keeps slot {device.slot} of {device.bus}",
+                hint="it is freed by a late confirmation or the end of the sandbox",
+            )
+        if device.state in LEAVING and failure is not None:
+            raise failure
