@@ -18,11 +18,11 @@ from common.linux import cgroup, mounts
 from common.paths import RUN_DIR_VARIABLE
 
 _NAMED = re.compile(r'"sandbox": "([\w.-]+)"')
-_SHIM_SOCKETS = Path("/run/containerd/s")
+SHIM_SOCKETS = Path("/run/containerd/s")
+"""Where the shims of every containerd listen."""
+
 _KILL_TIMEOUT_S = 10.0
 _OF_CONTAINERS = ("containerd-shim", "qemu", "virtiofsd")
-_GRACE_S = 20.0
-"""How long a shim that was told to end may take on a loaded machine; containerd does not wait for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,13 @@ class Footprint:
         root: the directory that holds the stack.
         run_dir: its services' run directory.
         address: its containerd's socket.
+        grace_s: how long a shim that was told to end may take; containerd does not wait for it.
     """
 
     root: Path
     run_dir: Path
     address: Path
+    grace_s: float = 20.0
 
     def processes(self) -> list[psutil.Process]:
         """Return the living processes that have this stack's environment, the caller excepted."""
@@ -51,7 +53,7 @@ class Footprint:
     def of_containers(self) -> list[str]:
         """Return what containers have on the host, in words: nothing, while none exists."""
         ending = [p for p in self.processes() if p.name().startswith(_OF_CONTAINERS)]
-        _, living = psutil.wait_procs(ending, timeout=_GRACE_S)
+        _, living = psutil.wait_procs(ending, timeout=self.grace_s)
         return [
             *(f"sandbox directory {name}" for name in self.sandboxes()),
             *(f"cgroup {name}" for name in self._cgroups()),
@@ -94,7 +96,7 @@ class Footprint:
     def _sockets(self) -> list[Path]:
         """Return the shims' sockets: containerd names them by its own address, namespace and id."""
         names = (f"{self.address}/default/{sandbox}" for sandbox in sorted(self._known()))
-        paths = (_SHIM_SOCKETS / hashlib.sha256(name.encode()).hexdigest() for name in names)
+        paths = (SHIM_SOCKETS / hashlib.sha256(name.encode()).hexdigest() for name in names)
         return [path for path in paths if path.is_socket()]
 
     def _known(self) -> set[str]:
