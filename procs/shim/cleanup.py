@@ -5,7 +5,7 @@ all that stands between the sandbox and a leak. It may itself be killed and run 
 done. The order follows from who uses what: processes hold mounts, mounts hold directories.
 
 1. kill the shim, so that nobody makes anything new;
-2. kill the sandbox's cgroup: VMM and virtiofsd; wait until they are gone;
+2. kill the sandbox's cgroup: VMM and virtiofsd; wait until they are gone; then loggers that the shim had started;
 3. unmount all below the sandbox's directory and the bundle's root file system;
 4. remove the socket and the directory. If a mount is still there this step is not reached: what lies below it
    belongs to the container's owner.
@@ -43,6 +43,7 @@ def clean(sandbox_id: str, bundle: str, socket_path: str) -> int:
     if os.path.lexists(directory):
         pid, socket_path = _kill_shim(sandbox_id, socket_path)
         kill_vm(sandbox_id)
+        _kill_helpers(sandbox_id)
         mounts.unmount_below(directory)
     mounts.unmount_below(f"{bundle}/rootfs")
     if os.path.lexists(socket_path):
@@ -97,3 +98,12 @@ def _kill_shim(sandbox_id: str, socket_path: str) -> tuple[int, str]:
     if pid != os.getpid() and shim["boot_id"] == identity.boot_id():
         identity.kill(pid, int(shim["start_time"]))
     return pid, str(shim["socket"])
+
+
+def _kill_helpers(sandbox_id: str) -> None:
+    """Kill the loggers that have not ended: since the shim's death they have read the end of what they log."""
+    from common.linux import identity
+    from procs.shim import record
+
+    for pid, start_time in record.helpers(sandbox_id):
+        identity.kill(pid, start_time)

@@ -68,7 +68,7 @@ class Container:
             KataError: the guest cannot; the streams are given up.
         """
         try:
-            numbers = self._init.connect()
+            numbers = await self._init.connect()
             await self.guest.agent.create_container(self.container_id, spec, numbers, self.guest.create_timeout_s)
         except BaseException:
             await self._init.discard()
@@ -217,7 +217,7 @@ class Container:
             process.lose()
 
     async def _begin_exec(self, exec_id: str, target: GuestProcess) -> None:
-        numbers = target.connect()
+        numbers = await target.connect()
         await self.guest.agent.exec_process(self.container_id, exec_id, self._exec_specs[exec_id], numbers)
 
     def _live_execs(self) -> Iterator[GuestProcess]:

@@ -42,7 +42,7 @@ class EventSender:
 
     def __init__(self, address: str, namespace: str, now_ns: Callable[[], int] = time.time_ns) -> None:
         self._address = address
-        self._namespace = namespace
+        self.namespace = namespace
         self._now_ns = now_ns
         self._queue: deque[ForwardRequest] = deque()
         self._has_work = asyncio.Event()
@@ -57,7 +57,7 @@ class EventSender:
             return
         envelope = Envelope(
             timestamp=Timestamp.from_ns(self._now_ns()),
-            namespace=self._namespace,
+            namespace=self.namespace,
             topic=event.TOPIC,
             event=Any(type_url=event.TYPE_URL, value=event.encode()),
         )

@@ -16,6 +16,7 @@ from common import log
 from common.errors import KataError, NotFoundError, UnavailableError
 from common.protocols.events import TaskExit
 from common.protocols.task import Timestamp
+from procs.shim.outlets import Owner
 from procs.shim.streams import Streams
 from procs.shim.tasks import UNKNOWN_STATUS, Ask, Process, State
 
@@ -54,19 +55,22 @@ class GuestProcess:
         self._guest = guest
         self._events = events
         self._group = group
-        self._streams = Streams(process.stdio, group)
+        owner = Owner(
+            id=process.exec_id or process.container_id, namespace=events.namespace, sandbox_id=guest.sandbox_id
+        )
+        self._streams = Streams(process.stdio, owner, group)
         self._output: asyncio.Task[None] | None = None
         self._input: asyncio.Task[None] | None = None
         self._start_is_settled = asyncio.Event()
         self._start_is_settled.set()
 
-    def connect(self) -> StreamNumbers:
+    async def connect(self) -> StreamNumbers:
         """Connect the streams to ports of the VM and begin to carry output.
 
         Raises:
-            ExhaustedError: not enough ports are free.
+            KataError: not enough ports are free, or where output goes cannot be opened.
         """
-        numbers = self._streams.connect(self._guest.ports)
+        numbers = await self._streams.connect(self._guest.ports)
         self._output = self._group.create_task(self._streams.pump_output())
         return numbers
 
@@ -174,8 +178,9 @@ class GuestProcess:
         self._streams.end_input()
 
     async def discard(self) -> None:
-        """Give up the streams of a process that is forgotten."""
+        """Give up the streams of a process that is forgotten; a logger has had its time then."""
         await self._stop_streams(0)
+        await self._streams.finish()
 
     async def _status(self) -> int:
         """Return the exit status: the guest's word, or 137 if the VM ended."""

@@ -7,6 +7,8 @@ kernel, not to a pid. ``shim.json`` says by whom::
     {"pid": 4242, "start_time": 81231, "boot_id": "0f0c…",
      "namespace": "default", "bundle": "/run/…", "socket": "/run/…"}
 
+``helpers/<pid>`` holds the start time of a child of the shim, a logger, that is to end with the sandbox.
+
 Taking a name (look, clean up what a dead shim left, make the directory, lock it) is one step for everybody else: it
 happens under a lock on the directory of all sandboxes.
 """
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FILE = "shim.json"
+_HELPERS = "helpers"
 
 
 @contextlib.contextmanager
@@ -79,6 +82,28 @@ def write(sandbox_id: str, *, namespace: str, bundle: str, socket: str) -> None:
     with open(f"{path}.new", "w") as file:
         file.write(f'{{"pid": {pid}, "start_time": {start_time(pid)}{fields}}}\n')
     os.rename(f"{path}.new", path)
+
+
+def note_helper(sandbox_id: str, pid: int) -> str:
+    """Record a child of the calling shim that is to end with the sandbox; return the file that says so."""
+    directory = f"{paths.sandbox_dir(sandbox_id)}/{_HELPERS}"
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    path = f"{directory}/{pid}"
+    with open(path, "w") as file:
+        file.write(str(start_time(pid)))
+    return path
+
+
+def helpers(sandbox_id: str) -> list[tuple[int, int]]:
+    """Return pid and start time of each child that was recorded and has not ended in order."""
+    directory = f"{paths.sandbox_dir(sandbox_id)}/{_HELPERS}"
+    if not os.path.lexists(directory):
+        return []
+    found = []
+    for name in os.listdir(directory):
+        with open(f"{directory}/{name}") as file:
+            found.append((int(name), int(file.read() or 0)))
+    return found
 
 
 def read(sandbox_id: str) -> dict[str, str | int] | None:

@@ -47,6 +47,7 @@ class Guest:
     """A guest that is ready for containers.
 
     Attributes:
+        sandbox_id: whose it is.
         agent: its agent.
         ports: the VM's stream ports.
         pid: the VMM's process, which containerd takes for every process of the sandbox.
@@ -55,6 +56,7 @@ class Guest:
         end: ends the VM, whatever the guest does.
     """
 
+    sandbox_id: str
     agent: Agent
     ports: StreamPorts
     pid: int
@@ -160,6 +162,7 @@ class Sandbox:
         from procs.shim.streams import StreamPorts
 
         return Guest(
+            sandbox_id=self.sandbox_id,
             agent=agent,
             ports=StreamPorts(vm.stream_sockets),
             pid=vm.process.pid,

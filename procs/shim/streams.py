@@ -16,13 +16,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from common import log
 from common.channel import HEADER, MAX_CHUNK, ChannelError, StreamDecoder, port_of, stream_number
 from common.errors import ExhaustedError
-from procs.shim import fifos, unix
+from procs.shim import fifos, outlets, unix
 
 if TYPE_CHECKING:
     import socket
@@ -138,48 +138,49 @@ class Streams:
     client knows the process (ctr would lose it).
     """
 
-    def __init__(self, stdio: Stdio, group: asyncio.TaskGroup) -> None:
-        self._stdin = stdio.stdin
-        self._stdout = stdio.stdout
-        self._stderr = "" if stdio.is_terminal else stdio.stderr
-        for path in filter(None, (self._stdin, self._stdout, self._stderr)):
-            fifos.check(path)
-        self._is_terminal = stdio.is_terminal
+    def __init__(self, stdio: Stdio, owner: outlets.Owner, group: asyncio.TaskGroup) -> None:
+        self._owner = owner
+        self._stdio = stdio = replace(stdio, stderr="") if stdio.is_terminal else stdio
+        outlets.check(stdio)
+        if stdio.stdin:
+            fifos.check(stdio.stdin)
         self._group = group
         self._is_input_over = False
         self._inlet: fifos.Inlet | None = None
-        self._outlets: dict[str, fifos.Outlet] = {}
+        self._outlets = outlets.Outlets()
         self._ports: StreamPorts | None = None
         self._main: PortUse | None = None
         self._error: PortUse | None = None
+        self._finishing: asyncio.Task[None] | None = None
 
-    def connect(self, ports: StreamPorts) -> StreamNumbers:
-        """Open the output FIFOs and as many ports as the process needs.
+    async def connect(self, ports: StreamPorts) -> StreamNumbers:
+        """Open where output goes, and as many ports as the process needs.
 
         Raises:
             ExhaustedError: there are not enough.
+            KataError: output cannot be opened.
         """
         self._ports = ports
-        for path in {self._stdout, self._stderr} - {""}:
-            self._outlets[path] = fifos.Outlet(path)
-        if self._stdin or self._stdout or self._is_terminal:
+        self._outlets = await outlets.open_outlets(self._stdio, self._owner)
+        stdio = self._stdio
+        if stdio.stdin or stdio.stdout or stdio.is_terminal:
             self._main = ports.take(self._group)
-        if self._stderr:
+        if stdio.stderr:
             self._error = ports.take(self._group)
         return self._numbers()
 
     async def pump_output(self) -> None:
         """Carry output to the clients until the guest has ended every stream, or the VM is gone."""
         async with asyncio.TaskGroup() as group:
-            for use, path in ((self._main, self._stdout), (self._error, self._stderr)):
+            for use, outlet in ((self._main, self._outlets.stdout), (self._error, self._outlets.stderr)):
                 if use is not None and use.has_output:
-                    group.create_task(_pump_out(use, self._outlets.get(path)))
+                    group.create_task(_pump_out(use, outlet))
 
     async def pump_input(self) -> None:
         """Carry input to the guest until it ends."""
-        if not self._stdin or self._main is None:
+        if not self._stdio.stdin or self._main is None:
             return
-        self._inlet = fifos.Inlet(self._stdin)
+        self._inlet = fifos.Inlet(self._stdio.stdin)
         if self._is_input_over:
             self._inlet.end()
         while data := await self._inlet.read(MAX_CHUNK):
@@ -194,31 +195,37 @@ class Streams:
 
     def drop_output(self) -> None:
         """Drop the rest of the output: nobody reads it."""
-        for outlet in self._outlets.values():
-            outlet.drop()
+        self._outlets.drop()
 
     def close(self) -> None:
-        """Give up FIFOs and ports. The pumps must have ended."""
-        self.close_fifos()
+        """Give up ports and the host's ends. The pumps must have ended."""
+        self._close_ends()
         for use in (self._main, self._error):
             if use is not None and self._ports is not None:
                 self._group.create_task(self._ports.give_back(use))
         self._main = self._error = None
 
-    def close_fifos(self) -> None:
-        """Give up the FIFOs: clients see the end of output."""
+    async def finish(self) -> None:
+        """Wait until whoever logs the output has done so, but not for long."""
+        if self._finishing is not None:
+            await asyncio.wait({self._finishing})
+
+    def _close_ends(self) -> None:
+        """Give up what is the host's: clients see the end of output."""
         if self._inlet is not None:
             self._inlet.close()
             self._inlet = None
-        for outlet in self._outlets.values():
-            outlet.close()
-        self._outlets.clear()
+        self._outlets.close()
+        if self._outlets.logger is not None:
+            self._finishing = self._group.create_task(self._outlets.finish())
+        self._outlets = outlets.Outlets()
 
     def _numbers(self) -> StreamNumbers:
         """Name the streams for the guest, which from then on owes an end for each output."""
+        stdio = self._stdio
         numbers = StreamNumbers(
-            stdin=self._main.stream if self._main and (self._stdin or self._is_terminal) else 0,
-            stdout=self._main.stream if self._main and (self._stdout or self._is_terminal) else 0,
+            stdin=self._main.stream if self._main and (stdio.stdin or stdio.is_terminal) else 0,
+            stdout=self._main.stream if self._main and (stdio.stdout or stdio.is_terminal) else 0,
             stderr=self._error.stream if self._error else 0,
         )
         for use, number in ((self._main, numbers.stdout), (self._error, numbers.stderr)):
@@ -227,7 +234,7 @@ class Streams:
         return numbers
 
 
-async def _pump_out(use: PortUse, outlet: fifos.Outlet | None) -> None:
+async def _pump_out(use: PortUse, outlet: outlets.Outlet | None) -> None:
     """Carry one output stream; without a FIFO (a terminal that nobody looks at) its bytes are dropped."""
     try:
         async for payload in use.payloads():

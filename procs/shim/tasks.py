@@ -103,7 +103,7 @@ _MOVES: dict[State, frozenset[State]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stdio:
-    """Where the standard streams of a process go: paths of FIFOs, or empty."""
+    """Where the standard streams of a process go: paths of FIFOs, or empty; for output also other kinds of names."""
 
     stdin: str = ""
     stdout: str = ""

@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Self
 import pytest
 
 from common.channel import HEADER, StreamDecoder, stream_number
-from common.errors import ExhaustedError, NotFoundError, UnsupportedError, UsageError
-from procs.shim.fifos import Inlet, Outlet
+from common.errors import ExhaustedError, NotFoundError, UsageError
+from procs.shim import outlets
+from procs.shim.fifos import Inlet
 from procs.shim.streams import PortUse, StreamPorts, Streams
 from procs.shim.tasks import Stdio
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
+
+
+OWNER = outlets.Owner(id="c", namespace="n", sandbox_id="s")
 
 
 class Vm:
@@ -157,8 +161,8 @@ async def test_output_goes_at_the_pace_of_its_reader(vm: Vm) -> None:
     """A FIFO that nobody reads stops the port, and loses nothing when somebody does."""
     path = vm.fifo("out")
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    streams = Streams(Stdio(stdout=path), vm.group)
-    numbers = streams.connect(vm.ports)
+    streams = Streams(Stdio(stdout=path), OWNER, vm.group)
+    numbers = await streams.connect(vm.ports)
     assert (numbers.stdin, numbers.stderr) == (0, 0)
     pumping = vm.group.create_task(streams.pump_output())
     guest, loop = vm.accept(), asyncio.get_running_loop()
@@ -194,8 +198,8 @@ async def test_output_goes_at_the_pace_of_its_reader(vm: Vm) -> None:
 
 @vm_test
 async def test_what_nobody_reads_can_be_dropped(vm: Vm) -> None:
-    streams = Streams(Stdio(stdout=vm.fifo("out")), vm.group)
-    numbers = streams.connect(vm.ports)
+    streams = Streams(Stdio(stdout=vm.fifo("out")), OWNER, vm.group)
+    numbers = await streams.connect(vm.ports)
     pumping = vm.group.create_task(streams.pump_output())
     guest, loop = vm.accept(), asyncio.get_running_loop()
     data = frame(numbers.stdout, bytes(32 << 10)) * 64 + frame(numbers.stdout, b"")
@@ -226,8 +230,8 @@ async def test_input_ends_when_its_keeper_and_its_clients_are_gone(vm: Vm) -> No
 @vm_test
 async def test_a_terminal_takes_one_port(vm: Vm) -> None:
     stdio = Stdio(stdin=vm.fifo("in"), stdout=vm.fifo("out"), stderr=vm.fifo("err"), is_terminal=True)
-    streams = Streams(stdio, vm.group)
-    numbers = streams.connect(vm.ports)
+    streams = Streams(stdio, OWNER, vm.group)
+    numbers = await streams.connect(vm.ports)
     assert numbers.stdin == numbers.stdout == stream_number(1, 0)
     assert numbers.stderr == 0
     streams.close()
@@ -235,19 +239,47 @@ async def test_a_terminal_takes_one_port(vm: Vm) -> None:
 
 @vm_test
 async def test_a_process_without_streams_takes_no_port(vm: Vm) -> None:
-    streams = Streams(Stdio(), vm.group)
-    numbers = streams.connect(vm.ports)
+    streams = Streams(Stdio(), OWNER, vm.group)
+    numbers = await streams.connect(vm.ports)
     assert (numbers.stdin, numbers.stdout, numbers.stderr) == (0, 0, 0)
     await streams.pump_output()
     await streams.pump_input()
     streams.close()
 
 
-def test_streams_that_are_no_fifos_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["file", "fifo://file"])
+def test_output_that_is_no_fifo_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="file is not a FIFO"):
-        Outlet(str(tmp_path / "file"))
+    path = name.replace("file", str(tmp_path / "file"))
+    for stdio in (Stdio(stdout=path), Stdio(stderr=path)):
+        with pytest.raises(UsageError, match="file is not a FIFO"):
+            outlets.check(stdio)
+
+
+def test_input_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="nothing does not exist"):
         Inlet(str(tmp_path / "nothing"))
-    with pytest.raises(UnsupportedError, match="binary:///logger is not supported"):
-        Outlet("binary:///logger")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("http://x", "unknown STDIO scheme http"),
+        ("file://log", "no absolute path"),
+        ("binary://x", "no absolute path"),
+    ],
+)
+def test_output_of_no_known_kind_is_refused(name: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        outlets.check(Stdio(stdout=name))
+
+
+@vm_test
+async def test_output_that_cannot_be_written_is_dropped(vm: Vm) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    os.close(reader)
+    outlet = outlets.Outlet(writer)
+    await outlet.write(b"x" * 100)
+    await outlet.write(b"y")
+    outlet.close()
