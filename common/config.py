@@ -1,14 +1,16 @@
 """``configuration.toml``: upstream's sections and keys, as far as this version uses them.
 
-Source of names and defaults: Kata Containers 4.1.0, ``configuration-qemu.toml.in``. A key that this version does not
-use is reported as a warning and ignored, as upstream does; a value of the wrong type is an error that names the file,
-the key, what was found and what is wanted.
+Source of names and defaults: Kata Containers 4.1.0, ``configuration-qemu.toml.in``; ours differs in
+``block_device_driver``, whose default there is ``virtio-scsi``: a controller and three modules more. A key that this
+version does not use is reported as a warning and ignored, as upstream does; a value of the wrong type is an error that
+names the file, the key, what was found and what is wanted.
 """
 
 from __future__ import annotations
 
 import os
 import tomllib
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,34 @@ DEFAULT_PATHS = (
 )
 
 
+MAX_ROOT_PORTS = 16
+"""Each takes address space and time at boot; the limit is upstream's."""
+
+
+class BlockDriver(StrEnum):
+    """``block_device_driver``: how a guest drives a disk."""
+
+    VIRTIO_BLK = "virtio-blk"
+    VIRTIO_SCSI = "virtio-scsi"
+
+
+class BlockAio(StrEnum):
+    """``block_device_aio``: how QEMU does a disk's input and output."""
+
+    THREADS = "threads"
+    NATIVE = "native"
+    IO_URING = "io_uring"
+
+
+class ExtraMonitor(StrEnum):
+    """``extra_monitor_socket``: a second monitor of QEMU for people, beside ours; only with ``enable_debug``."""
+
+    NONE = ""
+    HMP = "hmp"
+    QMP = "qmp"
+    QMP_PRETTY = "qmp-pretty"
+
+
 class QemuConfig(msgspec.Struct, frozen=True, kw_only=True):
     """``[hypervisor.qemu]``."""
 
@@ -40,8 +70,17 @@ class QemuConfig(msgspec.Struct, frozen=True, kw_only=True):
     virtio_fs_daemon: str = "/usr/libexec/virtiofsd"
     virtio_fs_cache: str = "auto"
     virtio_fs_extra_args: tuple[str, ...] = ()
+    default_bridges: int = 1
+    pcie_root_port: int = 0
+    disable_block_device_use: bool = True
+    block_device_driver: BlockDriver = BlockDriver.VIRTIO_BLK
+    block_device_aio: BlockAio = BlockAio.IO_URING
+    block_device_cache_set: bool = False
+    block_device_cache_direct: bool = False
+    block_device_cache_noflush: bool = False
     seccompsandbox: str = ""
     enable_debug: bool = False
+    extra_monitor_socket: ExtraMonitor = ExtraMonitor.NONE
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,6 +207,11 @@ def _check(config: KataConfig) -> None:
         raise UsageError(
             f"configuration {config.source}: hypervisor.qemu.default_memory = {qemu.default_memory} MiB is too small",
             hint=f"at least {MIN_MEMORY_MIB} MiB",
+        )
+    if not 0 <= qemu.pcie_root_port <= MAX_ROOT_PORTS:
+        raise UsageError(
+            f"configuration {config.source}: hypervisor.qemu.pcie_root_port = {qemu.pcie_root_port} is not possible",
+            hint=f"0 to {MAX_ROOT_PORTS}; `default_bridges` gives 30 slots a bridge",
         )
     if not 1 <= qemu.default_vcpus <= (os.cpu_count() or 1):
         raise UsageError(

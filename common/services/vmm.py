@@ -12,6 +12,7 @@ from enum import StrEnum
 import msgspec
 
 from common.bus.wire import Empty, Event, Verb
+from common.config import BlockDriver as BlockDriver  # noqa: PLC0414 - part of the contract
 from common.config import QemuConfig
 from common.processes import ProcessIdentity
 
@@ -120,13 +121,6 @@ class ShareSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag
     def bus_kind(self) -> BusKind:
         """The kind of bus that it fits into."""
         return BusKind.PCI
-
-
-class BlockDriver(StrEnum):
-    """How a guest drives a disk: the values of upstream's ``block_device_driver`` that this version knows."""
-
-    VIRTIO_BLK = "virtio-blk"
-    VIRTIO_SCSI = "virtio-scsi"
 
 
 _BLOCK_BUSES = {BlockDriver.VIRTIO_BLK: BusKind.PCI, BlockDriver.VIRTIO_SCSI: BusKind.SCSI}

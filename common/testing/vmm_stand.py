@@ -16,14 +16,16 @@ import subprocess
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
+
+from qemu.qmp import QMPClient
 
 from common import paths
 from common.bus.client import BusClient
 from common.bus.events import Received, Subscriber
 from common.bus.wire import Empty
 from common.channel import HELLO, HELLO_REPLY, NONCE_SIZE
-from common.config import QemuConfig
+from common.config import ExtraMonitor, QemuConfig
 from common.errors import InterruptedCallError, UnavailableError
 from common.services import vmm
 from common.testing.stack import GUEST
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 SERVICE = vmm.service_name("qemu")
 MEMORY_MIB = 384
+_BUSES = {vmm.BusKind.PCI: "bridge0", vmm.BusKind.SCSI: "scsi0.0"}
 _TIMEOUT_S = 60.0
 
 
@@ -44,6 +47,8 @@ def config(**changes: Any) -> QemuConfig:  # noqa: ANN401 - fields of QemuConfig
         "initrd": str(GUEST / "initrd.img"),
         "default_memory": MEMORY_MIB,
         "virtio_fs_daemon": "/usr/lib/qemu/virtiofsd",
+        "enable_debug": True,
+        "extra_monitor_socket": ExtraMonitor.QMP,
     }
     return QemuConfig(**{**works, **changes})
 
@@ -107,10 +112,22 @@ class Manager:
         """Ask for all VMs."""
         return (await self._bus.call(SERVICE, vmm.LIST_VMS, Empty(), timeout_s=_TIMEOUT_S)).vms
 
-    async def add(self, sandbox_id: str, bus: str = "port0", source: str = "") -> vmm.AddedDevice:
+    async def add(self, sandbox_id: str, slot: int = 0, *, source: str = "", bus: str = "bridge0") -> vmm.AddedDevice:
         """Plug a share, of the sandbox's share directory unless told otherwise."""
         spec = vmm.ShareSpec(source=source or paths.share_dir(sandbox_id), tag="kataShared")
-        request = vmm.AddDevice(sandbox_id=sandbox_id, spec=spec, bus=bus, slot=0, serial=secrets.token_hex(10))
+        return await self.plug(sandbox_id, spec, slot, bus=bus)
+
+    async def plug(
+        self, sandbox_id: str, spec: vmm.DeviceSpec, slot: int = 0, *, bus: str = "", serial: str = ""
+    ) -> vmm.AddedDevice:
+        """Plug a device, into a bus that it fits unless told otherwise."""
+        request = vmm.AddDevice(
+            sandbox_id=sandbox_id,
+            spec=spec,
+            bus=bus or _BUSES[spec.bus_kind],
+            slot=slot,
+            serial=serial or secrets.token_hex(10),
+        )
         return await self._bus.call(SERVICE, vmm.ADD_DEVICE, request, timeout_s=_TIMEOUT_S)
 
     async def remove(self, sandbox_id: str, hypervisor_id: str) -> None:
@@ -119,9 +136,59 @@ class Manager:
         await self._bus.call(SERVICE, vmm.REMOVE_DEVICE, request, timeout_s=_TIMEOUT_S)
 
     async def present(self, sandbox_id: str) -> list[str]:
+        """Ask for the ids of the devices that QEMU has."""
+        return [device.hypervisor_id for device in await self.list(sandbox_id)]
+
+    async def list(self, sandbox_id: str) -> tuple[vmm.PresentDevice, ...]:
         """Ask for the devices that QEMU has."""
         listed = await self._bus.call(SERVICE, vmm.LIST_PRESENT_DEVICES, _ref(sandbox_id), timeout_s=_TIMEOUT_S)
-        return [device.hypervisor_id for device in listed.devices]
+        return listed.devices
+
+
+class Monitor:
+    """QEMU's extra monitor, beside the manager's: to see what is true, and to do what the manager must then notice."""
+
+    def __init__(self, vm: vmm.Vm) -> None:
+        self._directory = paths.vm_dir(vm.sandbox_id)
+        self._client = QMPClient(vm.sandbox_id)
+
+    async def __aenter__(self) -> Self:
+        await self._client.connect(f"{self._directory}/extra-monitor.sock")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.disconnect()
+
+    async def plugged(self) -> set[str]:
+        """Return the hot-plugged devices."""
+        listed: Any = await self._client.execute("qom-list", {"path": "/machine/peripheral"})
+        return {item["name"] for item in listed if "-" in item["name"]}
+
+    async def block_nodes(self) -> set[str]:
+        """Return the block nodes that somebody named."""
+        listed: Any = await self._client.execute("query-named-block-nodes", {"flat": True})
+        return {item["node-name"] for item in listed if not item["node-name"].startswith("#")}
+
+    async def add_block_node(self, name: str, path: str) -> None:
+        """Open a file."""
+        file = {"driver": "file", "filename": path}
+        await self._client.execute("blockdev-add", {"driver": "raw", "node-name": name, "file": file})
+
+    async def unplug(self, device_id: str) -> None:
+        """Remove a device and wait until the guest has let go."""
+        await self._client.execute("device_del", {"id": device_id})
+        async for event in self._client.events:
+            data: Any = event.get("data", {})
+            if event["event"] == "DEVICE_DELETED" and data.get("device") == device_id:
+                return
+
+    async def freeze(self) -> None:
+        """Stop the guest's processors."""
+        await self._client.execute("stop")
+
+    async def thaw(self) -> None:
+        """Let the guest go on."""
+        await self._client.execute("cont")
 
 
 @asynccontextmanager
@@ -151,6 +218,13 @@ async def heard(news: Subscriber, topic: str) -> Received:
         if isinstance(item, Received) and item.news.topic == topic:
             return item
     raise AssertionError(topic)
+
+
+async def removed(news: Subscriber) -> str:
+    """Wait until a removal is told; return the hypervisor's id."""
+    body = (await heard(news, vmm.DEVICE_REMOVED.topic)).body_of(vmm.DEVICE_REMOVED)
+    assert body is not None
+    return body.hypervisor_id
 
 
 def _ref(sandbox_id: str) -> vmm.SandboxRef:

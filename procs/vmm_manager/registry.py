@@ -114,8 +114,9 @@ class Registry:
 
     async def add_device(self, request: AddDevice) -> AddedDevice:
         """Plug a device into a running VM."""
-        if not self._driver.capabilities.has_file_sharing:
-            raise UnsupportedError(f"{self._driver.name} cannot share a directory with a running guest")
+        if not isinstance(request.spec, self._driver.capabilities.devices):
+            kind = type(request.spec).__struct_config__.tag
+            raise UnsupportedError(f"{self._driver.name} cannot plug a {kind} device into a running guest")
         try:
             return await self.machine(request.sandbox_id).add_device(request)
         except OSError as err:

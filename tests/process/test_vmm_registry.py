@@ -17,7 +17,17 @@ from common import log, paths
 from common.config import QemuConfig
 from common.errors import HypervisorError, NotFoundError, UnsupportedError
 from common.linux import cgroup, identity
-from common.services.vmm import AddDevice, AddedDevice, CreateVm, DeviceRemoved, PresentDevice, ShareSpec, Vm, VmExited
+from common.services.vmm import (
+    AddDevice,
+    AddedDevice,
+    BlockSpec,
+    CreateVm,
+    DeviceRemoved,
+    PresentDevice,
+    ShareSpec,
+    Vm,
+    VmExited,
+)
 from common.testing.isolation import in_event_loop
 from common.workers import Workers
 from procs.vmm_manager import record as records
@@ -82,8 +92,8 @@ class FakeDriver:
 
     name = "fake"
 
-    def __init__(self, *, has_file_sharing: bool = True) -> None:
-        self.capabilities = Capabilities(has_file_sharing=has_file_sharing)
+    def __init__(self, *devices: type) -> None:
+        self.capabilities = Capabilities(devices=devices or (ShareSpec,))
         self.error: Exception | None = None
         self.started: list[VmRecord] = []
         self._processes: list[Process] = []
@@ -295,8 +305,8 @@ async def test_a_device_that_cannot_be_plugged_is_the_hypervisors_failure(sandbo
 
 @in_event_loop
 async def test_what_a_hypervisor_cannot_do_is_not_tried(sandbox: str) -> None:
-    async with registering(FakeDriver(has_file_sharing=False)) as (registry, _):
+    async with registering(FakeDriver(BlockSpec)) as (registry, _):
         await registry.create(wish(sandbox))
-        with pytest.raises(UnsupportedError, match="fake cannot share"):
+        with pytest.raises(UnsupportedError, match="fake cannot plug a share device"):
             await registry.add_device(share(sandbox, "/"))
         await registry.destroy(sandbox)

@@ -25,10 +25,10 @@ class Capabilities:
     """What a hypervisor can do.
 
     Attributes:
-        has_file_sharing: virtio-fs can be hot-plugged.
+        devices: kinds of devices that can be hot-plugged, by the type that describes one.
     """
 
-    has_file_sharing: bool
+    devices: tuple[type, ...]
 
 
 class Machine(Protocol):

@@ -7,8 +7,9 @@ import itertools
 import pytest
 
 from common.channel import STREAM_PORTS
-from common.config import QemuConfig
+from common.config import ExtraMonitor, QemuConfig
 from procs.vmm_manager.drivers.qemu import cmdline, virtiofsd
+from procs.vmm_manager.drivers.qemu.topology import Topology
 
 
 def argv(sandbox_id: str = "s1", accelerator: str = "tcg", **config: object) -> list[str]:
@@ -42,12 +43,10 @@ def test_every_port_has_a_socket_of_its_own() -> None:
     assert all(",nr=0," not in port for port in ports), "port 0 is a console's"
 
 
-def test_hotplug_buses_are_where_their_paths_say() -> None:
-    devices = values(argv(), "-device")
-    for bus in cmdline.HOTPLUG_BUSES:
-        (port,) = [device for device in devices if f"id={bus.name}," in device]
-        slot = int(port.rsplit("addr=", 1)[1], 16)
-        assert cmdline.pci_path(bus.name) == f"{slot:02x}/00"
+def test_the_hotplug_buses_are_the_topologys() -> None:
+    arguments = argv(pcie_root_port=3)
+    made = list(Topology(QemuConfig(pcie_root_port=3)).arguments())
+    assert arguments[-len(made) :] == made
 
 
 def test_configuration_cannot_add_options() -> None:
@@ -85,6 +84,13 @@ def test_a_path_with_what_libfuse_splits_at_is_one_source() -> None:
     arguments = virtiofsd.argv(QemuConfig(), "/a,b\\c", 9, sandbox="namespace")
     assert values(arguments, "-o")[0] == "source=/a\\,b\\\\c"
     assert "--fd=9" in arguments
+
+
+@pytest.mark.parametrize(("kind", "option"), [("hmp", "-monitor"), ("qmp", "-qmp"), ("qmp-pretty", "-qmp-pretty")])
+def test_people_get_a_monitor_of_their_own_only_for_debugging(kind: str, option: str) -> None:
+    monitor = {"extra_monitor_socket": ExtraMonitor(kind)}
+    assert values(argv(**monitor, enable_debug=True), option) == ["unix:extra-monitor.sock,server=on,wait=off"]
+    assert values(argv(**monitor), option) == []
 
 
 def test_debug_lets_guest_and_vmm_say_more() -> None:

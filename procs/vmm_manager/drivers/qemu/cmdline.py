@@ -7,12 +7,12 @@ Decisions that are visible here:
   ends QEMU.
 - *Sockets* are named relative to QEMU's working directory, the VM's own: a sandbox id may have 76 characters and a
   Unix socket's path 107 bytes (unix(7)).
-- *Hotplug buses* are PCIe root ports at fixed addresses, so that the guest's path of a device is known: ``04/00`` is
-  slot 0 behind the port at slot 4. pcie.0 itself takes no hotplug (docs/pcie.txt in QEMU).
+- *Hotplug buses* are at fixed addresses, so that the guest's path of a device is known (``topology``).
 - *RAM* is a shared memfd, since virtiofsd maps the guest's pages.
 - *Escaping.* ``-kernel``, ``-initrd`` and ``-append`` take a string as it is; only ``-name`` puts a foreign value into
   an option list. ``-sandbox`` takes the configuration's value, which is itself such a list.
-- *enable_debug* has the guest's kernel print everything, and QEMU what it thinks of the guest.
+- *enable_debug* has the guest's kernel print everything, and QEMU what it thinks of the guest. A monitor serves one
+  client at a time and ours is taken: ``extra_monitor_socket`` gives people one of their own.
 
 Sources: qemu(1); QEMU's docs/interop/vhost-user.rst for the memory; tests on 7.2.
 """
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from common import guest_cmdline
 from common.channel import AGENT_PORT, STREAM_PORT, STREAM_PORTS
-from common.services.vmm import BusKind, HotplugBus
+from procs.vmm_manager.drivers.qemu.topology import Topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,14 +34,11 @@ if TYPE_CHECKING:
 
 AGENT_SOCKET = "agent"
 QMP_SOCKET = "qmp"
+EXTRA_MONITOR_SOCKET = "extra-monitor.sock"
 CONSOLE = "console"
 CONSOLE_SIZE = 64 << 10
 """Bytes of console that are kept; QEMU wants a power of two."""
 
-HOTPLUG_BUSES = tuple(HotplugBus(name=f"port{number}", kind=BusKind.PCI, slots=1) for number in range(2))
-"""A PCIe root port takes one device, in slot 0; QEMU itself would accept a second one."""
-
-_FIRST_PORT_SLOT = 4
 _SERIAL_SLOT = 3
 
 _CPU = {"kvm": "host", "tcg": "max,la57=off"}
@@ -66,8 +63,8 @@ class QemuCommand:
 
     def argv(self) -> list[str]:
         """Return the arguments, program first."""
-        parts = (self._machine(), self._boot(), self._console(), self._monitor(), self._channel(), self._buses())
-        return [self.config.path, *chain.from_iterable(parts)]
+        parts = (self._machine(), self._boot(), self._console(), self._monitor(), self._channel())
+        return [self.config.path, *chain.from_iterable(parts), *Topology(self.config).arguments()]
 
     def _machine(self) -> Iterator[str]:
         config = self.config
@@ -98,6 +95,9 @@ class QemuCommand:
             "-mon",
             "chardev=qmp,mode=control",
         )
+        if self.config.enable_debug and self.config.extra_monitor_socket:
+            option = f"-{self.config.extra_monitor_socket}".replace("-hmp", "-monitor")
+            yield from (option, f"unix:{EXTRA_MONITOR_SOCKET},server=on,wait=off")
 
     def _channel(self) -> Iterator[str]:
         yield from ("-device", f"virtio-serial-pci,id=serial,bus=pcie.0,addr={_SERIAL_SLOT:#x},max_ports=31")
@@ -106,21 +106,10 @@ class QemuCommand:
             yield from ("-chardev", f"socket,id={socket},path={socket},server=on,wait=off")
             yield from ("-device", f"virtserialport,bus=serial.0,nr={number},chardev={socket},name={name}")
 
-    def _buses(self) -> Iterator[str]:
-        for number, bus in enumerate(HOTPLUG_BUSES):
-            slot = _FIRST_PORT_SLOT + number
-            yield from ("-device", f"pcie-root-port,id={bus.name},bus=pcie.0,chassis={number + 1},addr={slot:#x}")
-
 
 def stream_socket(port: int) -> str:
     """Return the name of a stream port's socket in the VM's directory."""
     return f"stream{port}"
-
-
-def pci_path(bus: str) -> str:
-    """Return the guest's path of the device on a hotplug bus, slots in hexadecimal from the root bus."""
-    names = [port.name for port in HOTPLUG_BUSES]
-    return f"{_FIRST_PORT_SLOT + names.index(bus):02x}/00"
 
 
 def escaped(value: str) -> str:

@@ -13,13 +13,14 @@ from common import log, paths
 from common.channel import STREAM_PORTS
 from common.errors import HypervisorError, UsageError
 from common.linux import cgroup
-from common.services.vmm import Vm
+from common.services.vmm import BlockSpec, ShareSpec, Vm
 from procs.vmm_manager.drivers import Capabilities
-from procs.vmm_manager.drivers.qemu.cmdline import AGENT_SOCKET, HOTPLUG_BUSES, QMP_SOCKET, QemuCommand, stream_socket
+from procs.vmm_manager.drivers.qemu.cmdline import AGENT_SOCKET, QMP_SOCKET, QemuCommand, stream_socket
 from procs.vmm_manager.drivers.qemu.machine import QemuMachine
 from procs.vmm_manager.drivers.qemu.probe import Probe
 from procs.vmm_manager.drivers.qemu.qmp import Qmp
 from procs.vmm_manager.drivers.qemu.spawn import Process, listening
+from procs.vmm_manager.drivers.qemu.topology import Topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +40,7 @@ class QemuDriver:
     """Makes :class:`QemuMachine`; see :class:`procs.vmm_manager.drivers.Driver`."""
 
     name = "qemu"
-    capabilities = Capabilities(has_file_sharing=True)
+    capabilities = Capabilities(devices=(ShareSpec, BlockSpec))
 
     def __init__(self) -> None:
         self._probe = Probe()
@@ -73,7 +74,7 @@ class QemuDriver:
                 agent_socket=f"{directory}/{AGENT_SOCKET}",
                 stream_sockets=tuple(f"{directory}/{stream_socket(port)}" for port in range(STREAM_PORTS)),
                 console_log=f"{directory}/console.log",
-                hotplug_buses=HOTPLUG_BUSES,
+                hotplug_buses=Topology(record.config).buses,
             )
             record.save()
             undo.pop_all()

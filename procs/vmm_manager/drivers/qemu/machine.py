@@ -16,9 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from common import log
 from common.errors import KataError
+from common.services.vmm import BlockSpec, ShareSpec
 from procs.vmm_manager.drivers.qemu.console import Console
+from procs.vmm_manager.drivers.qemu.devices import Backend, Devices
+from procs.vmm_manager.drivers.qemu.disks import Disks
 from procs.vmm_manager.drivers.qemu.qmp import COMMAND_TIMEOUT_S
 from procs.vmm_manager.drivers.qemu.shares import Shares
+from procs.vmm_manager.drivers.qemu.topology import Topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +59,11 @@ class QemuMachine:
         self._qmp = qmp
         self._workers = workers
         self._console = Console(Path(vm.console_log), qmp)
-        self._shares = Shares(record, config, qmp, process, workers, on_removed)
+        backends: dict[type, Backend] = {
+            ShareSpec: Shares(record, config, qmp, process, workers),
+            BlockSpec: Disks(config, qmp),
+        }
+        self._devices = Devices(record, Topology(config), backends, qmp, process, on_removed)
 
     @property
     def is_running(self) -> bool:
@@ -69,7 +77,7 @@ class QemuMachine:
 
     async def take_over(self) -> None:
         """Begin to watch a VM that an earlier manager started, and ask what happened meanwhile."""
-        self._shares.adopt()
+        self._devices.adopt()
         await self._reconnect()
         self.watch()
 
@@ -90,21 +98,23 @@ class QemuMachine:
         return self._process.output.tail()
 
     async def add_device(self, request: AddDevice) -> AddedDevice:
-        """Plug a device; see :meth:`Shares.add`."""
-        return await self._shares.add(request)
+        """Plug a device; see :meth:`Devices.add`."""
+        return await self._devices.add(request)
 
     async def remove_device(self, hypervisor_id: str) -> None:
-        """Ask the guest to let a device go; see :meth:`Shares.remove`."""
-        await self._shares.remove(hypervisor_id)
+        """Ask the guest to let a device go; see :meth:`Devices.remove`."""
+        await self._devices.remove(hypervisor_id)
 
     async def present_devices(self) -> list[PresentDevice]:
-        """Return what QEMU has on the hotplug buses."""
-        return await self._shares.present()
+        """Return the hot-plugged devices that QEMU has."""
+        return await self._devices.present()
 
     async def _handle(self, event: str, data: dict[str, Any]) -> None:
         try:
             if event == "DEVICE_DELETED" and "device" in data:
-                await self._shares.forget(str(data["device"]))
+                await self._devices.forget(str(data["device"]))
+            elif event == "DEVICE_UNPLUG_GUEST_ERROR":
+                log.get().warning("the guest refused to let a device go", sandbox=self.vm.sandbox_id, **data)
             elif event == "STOP":
                 await self._end_if_dead()
         except KataError as err:
@@ -133,7 +143,7 @@ class QemuMachine:
         """Connect to the monitor and ask what was missed. Without one the VM runs on; only its devices are fixed."""
         try:
             await self._qmp.connect(timeout_s=COMMAND_TIMEOUT_S)
-            await self._shares.reconcile()
+            await self._devices.reconcile()
             await self._end_if_dead()
         except KataError as err:
             log.get().error("QEMU's monitor cannot be used", sandbox=self.vm.sandbox_id, error=str(err))

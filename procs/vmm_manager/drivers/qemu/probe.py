@@ -10,6 +10,9 @@ supported.
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,7 +112,8 @@ async def _boot_under_kvm(config: QemuConfig) -> str:
         return f"a guest hung under KVM after: {_last_line(seen) or 'nothing at all'}"
     finally:
         if qemu.returncode is None:
-            qemu.kill()
+            with suppress(ProcessLookupError):
+                os.kill(qemu.pid, signal.SIGKILL)  # qemu.kill() could reap it, which asyncio's watcher then misses
         await qemu.wait()
     return ""
 
