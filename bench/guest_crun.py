@@ -30,10 +30,11 @@ def main() -> None:
     uevents = ports.Uevents(reactor)
     system.load_modules("boot")
     system.prepare_for_containers()
+    found = ports.Ports()
     _crun(["run", "--detach", "--bundle", "/bench/sleeping", _CONTAINER])
 
     def attempt() -> None:
-        node = ports.find(AGENT_PORT)
+        node = found.node(AGENT_PORT)
         if node is not None:
             uevents.unlisten(attempt)
             _serve(reactor, ports.open_port(node))

@@ -1,18 +1,14 @@
-"""How a guest comes up: answer the host as early as possible, do the rest after it has been answered."""
+"""How a guest comes up. An agent that answers is complete: whoever has asked for its health may ask for all else."""
 
 from __future__ import annotations
 
 from common.channel import AGENT_PORT
 from common.protocols.health import AGENT_SERVICE, HEALTH_SERVICE
-from guest.agent import health, ports, system
+from guest.agent import health, ports, service, system
 from guest.agent.connection import Connection
 from guest.agent.log import log
 from guest.agent.reactor import Reactor
 from guest.agent.rpc import Router
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from guest.agent.rpc import Methods
 
 
 def main() -> None:
@@ -22,24 +18,18 @@ def main() -> None:
     reactor = Reactor()
     uevents = ports.Uevents(reactor)
     system.load_modules("boot")
-
-    def load() -> Methods:
-        from guest.agent import service
-
-        return service.load(reactor, uevents)
-
-    router = Router()
-    router.add(HEALTH_SERVICE, health.methods(reactor, router))
-    router.add_late(AGENT_SERVICE, load)
-    _connect(reactor, uevents, router)
+    system.prepare_for_containers()
+    found = ports.Ports()
+    router = Router({HEALTH_SERVICE: health.METHODS, AGENT_SERVICE: service.methods(reactor, uevents, found)})
+    _connect(reactor, uevents, found, router)
     reactor.run()
 
 
-def _connect(reactor: Reactor, uevents: ports.Uevents, router: Router) -> None:
+def _connect(reactor: Reactor, uevents: ports.Uevents, found: ports.Ports, router: Router) -> None:
     """Serve the agent port as soon as the guest has it."""
 
     def attempt() -> None:
-        node = ports.find(AGENT_PORT)
+        node = found.node(AGENT_PORT)
         if node is not None:
             uevents.unlisten(attempt)
             Connection(reactor, ports.open_port(node), router)

@@ -11,6 +11,7 @@ import posix
 
 from common import status
 from common.channel import STREAM_PORT
+from guest.agent.files import read_text
 from guest.agent.rpc import RpcError
 
 TYPE_CHECKING = False
@@ -53,33 +54,35 @@ class Uevents:
             listener()
 
 
-def find(name: str) -> str | None:
-    """Return the device node of a port, or None if the guest does not have it (yet)."""
-    for port in posix.listdir(_SYSFS):
-        try:
-            descriptor = posix.open(f"{_SYSFS}/{port}/name", posix.O_RDONLY | posix.O_CLOEXEC)
-        except FileNotFoundError:  # the name is still to come
-            continue
-        found = posix.read(descriptor, 256).decode().rstrip("\n")
-        posix.close(descriptor)
-        if found == name:
-            return f"/dev/{port}"
-    return None
+class Ports:
+    """The ports of the VM; each name is read once."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+
+    def node(self, name: str) -> str | None:
+        """Return the device node of a port, or None if the guest does not have it (yet)."""
+        if name not in self._names.values():
+            self._names |= {port: text for port in posix.listdir(_SYSFS) if (text := self._name(port))}
+        return next((f"/dev/{port}" for port, text in self._names.items() if text == name), None)
+
+    def open_stream(self, number: int) -> int:
+        """Open ``kata.stream.<number>``.
+
+        Raises:
+            RpcError: the VM has no such port.
+        """
+        name = f"{STREAM_PORT}{number}"
+        node = self.node(name)
+        if node is None:
+            raise RpcError(status.UNAVAILABLE, f"this virtual machine has no port {name}")
+        return open_port(node)
+
+    def _name(self, port: str) -> str:
+        """Return a port's name, or nothing while that is still to come."""
+        return self._names.get(port) or read_text(f"{_SYSFS}/{port}/name").rstrip("\n")
 
 
 def open_port(node: str) -> int:
     """Open a port; only one may have it open at a time."""
     return posix.open(node, posix.O_RDWR | posix.O_NONBLOCK | posix.O_CLOEXEC)
-
-
-def open_stream_port(number: int) -> int:
-    """Open ``kata.stream.<number>``.
-
-    Raises:
-        RpcError: the VM has no such port.
-    """
-    name = f"{STREAM_PORT}{number}"
-    node = find(name)
-    if node is None:
-        raise RpcError(status.UNAVAILABLE, f"this virtual machine has no port {name}")
-    return open_port(node)

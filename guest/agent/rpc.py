@@ -48,26 +48,10 @@ class Call:
 
 
 class Router:
-    """The services and their methods. A service that takes long to come up is loaded when it is first needed."""
+    """The services, by name, and their methods."""
 
-    def __init__(self) -> None:
-        self._services: dict[str, Methods] = {}
-        self._loaders: dict[str, Callable[[], Methods]] = {}
-
-    def add(self, service: str, methods: Methods) -> None:
-        """Serve ``methods`` from now on."""
-        self._services[service] = methods
-
-    def add_late(self, service: str, load: Callable[[], Methods]) -> None:
-        """Serve what ``load`` will return."""
-        self._loaders[service] = load
-
-    def load(self) -> None:
-        """Load every service that is not loaded yet."""
-        while self._loaders:
-            service, load = next(iter(self._loaders.items()))
-            self.add(service, load())
-            del self._loaders[service]
+    def __init__(self, services: dict[str, Methods]) -> None:
+        self._services = services
 
     def handle(self, payload: bytes, answer: Callable[[Response], None]) -> None:
         """Take the payload of a request frame; ``answer`` is called once, now or later."""
@@ -91,8 +75,6 @@ class Router:
                 call.reply(reply)
 
     def _find(self, request: Request) -> tuple[type[Message], Handler]:
-        if request.service in self._loaders:
-            self.load()
         methods = self._services.get(request.service)
         if methods is None:
             raise RpcError(status.UNIMPLEMENTED, f"service {request.service} is not known to this agent")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from common import status
 from common.protocols import agent as messages
-from guest.agent import system
 from guest.agent.container import Container
 from guest.agent.crun import Crun
 from guest.agent.files import read_text
@@ -18,18 +17,17 @@ from guest.agent.streams import StreamPorts
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from common.protobuf import Message
-    from guest.agent.ports import Uevents
+    from guest.agent.ports import Ports, Uevents
     from guest.agent.reactor import Reactor
     from guest.agent.rpc import Call, Methods
 
 _MAX_SIGNAL = 64
 
 
-def load(reactor: Reactor, uevents: Uevents) -> Methods:
-    """Bring up what containers need, and return the service's methods."""
-    system.prepare_for_containers()
+def methods(reactor: Reactor, uevents: Uevents, ports: Ports) -> Methods:
+    """Return the service's methods."""
     reaper = Reaper(reactor)
-    guest = Guest(reactor, reaper, Crun(reaper), StreamPorts(reactor))
+    guest = Guest(reactor, reaper, Crun(reaper), StreamPorts(reactor, ports))
     return Service(Sandbox(guest, uevents)).methods()
 
 

@@ -13,7 +13,6 @@ import posix
 
 from common import status
 from common.channel import HEADER, ChannelError, StreamDecoder, port_of
-from guest.agent.ports import open_stream_port
 from guest.agent.reactor import HANGUP
 from guest.agent.rpc import RpcError
 
@@ -21,6 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from guest.agent.ports import Ports
     from guest.agent.reactor import Reactor
 
 _VIRTIO_BUFFER = 32 << 10
@@ -64,8 +64,9 @@ class StreamPort:
 class StreamPorts:
     """The VM's stream ports by number, opened when they are first used."""
 
-    def __init__(self, reactor: Reactor) -> None:
+    def __init__(self, reactor: Reactor, found: Ports) -> None:
         self._reactor = reactor
+        self._found = found
         self._ports: dict[int, StreamPort] = {}
 
     def get(self, stream: int) -> StreamPort:
@@ -79,7 +80,7 @@ class StreamPorts:
         except ChannelError as err:
             raise RpcError(status.INVALID_ARGUMENT, str(err)) from err
         if number not in self._ports:
-            self._ports[number] = StreamPort(self._reactor, open_stream_port(number))
+            self._ports[number] = StreamPort(self._reactor, self._found.open_stream(number))
         port = self._ports[number]
         if port.output is not None:
             raise RpcError(status.FAILED_PRECONDITION, f"stream {stream:#x}: port {number} still has other output")

@@ -44,8 +44,7 @@ def load_modules(purpose: str) -> None:
 
 
 def prepare_for_containers() -> None:
-    """Do what can wait until the host has been answered."""
-    load_modules("shares")
+    """Set up what containers need of the guest."""
     _leave_initramfs()
     kernel.mount("tmpfs", "/run", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755")
     kernel.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", _RESTRICTED)

@@ -22,8 +22,8 @@ _PYTHON = "usr/bin/python3.11"
 _STANDARD_LIBRARY = "usr/lib/python3.11"
 _CRUN = "usr/bin/crun"
 
-_MODULES = {"boot": ("virtio_pci", "virtio_console"), "shares": ("virtiofs",)}
-"""Kernel modules by what the agent loads them for; the first before it can answer, the others after."""
+_MODULES = {"boot": ("virtio_pci", "virtio_console", "virtiofs")}
+"""Kernel modules by what the agent loads them for."""
 
 _INIT = b"""#!/usr/bin/python3.11 -ISE
 import sys

@@ -33,19 +33,15 @@ class Host:
         self.socket.setblocking(False)  # the agent answers within one round of its loop
         self.reactor = Reactor()
         self.late: list[Call] = []
-        router = Router()
-        router.add(
-            "test",
-            {
-                "Now": (CheckRequest, lambda _request, _call: HealthCheckResponse(status=7)),
-                "Later": (CheckRequest, lambda _request, call: self.late.append(call)),
-                "Refused": (CheckRequest, self._refuse),
-                "Broken": (CheckRequest, lambda request, _call: request.absent),
-            },
-        )
+        methods: Methods = {
+            "Now": (CheckRequest, lambda _request, _call: HealthCheckResponse(status=7)),
+            "Later": (CheckRequest, lambda _request, call: self.late.append(call)),
+            "Refused": (CheckRequest, self._refuse),
+            "Broken": (CheckRequest, lambda request, _call: request.absent),
+        }
         agent.setblocking(False)
         self._agent = agent.detach()
-        self.connection = Connection(self.reactor, self._agent, router)
+        self.connection = Connection(self.reactor, self._agent, Router({"test": methods}))
 
     def close(self) -> None:
         self.socket.close()
@@ -185,19 +181,3 @@ def test_a_frame_that_is_too_long_is_answered(host: Host) -> None:
     assert stream == 9
     assert response.status
     assert response.status.code == status.RESOURCE_EXHAUSTED
-
-
-def test_a_service_is_loaded_when_it_is_needed() -> None:
-    router = Router()
-    loaded: list[str] = []
-
-    def load() -> Methods:
-        loaded.append("late")
-        return {"Now": (CheckRequest, lambda *_: HealthCheckResponse())}
-
-    router.add_late("late", load)
-    answers: list[frames.Response] = []
-    for _ in range(2):
-        router.handle(frames.Request(service="late", method="Now").encode(), answers.append)
-    assert loaded == ["late"]
-    assert [answer.status for answer in answers] == [None, None]

@@ -27,8 +27,3 @@ def test_the_agent_reads_three_modules_of_the_standard_library() -> None:
     imported = imported_by(*(f"guest.agent.{path.stem}" for path in agent))
     theirs = {name for name in imported if not name.startswith(("guest", "common"))}
     assert {name.partition(".")[0] for name in theirs} - {"_ctypes"} == ALLOWED
-
-
-def test_answering_needs_neither_containers_nor_their_messages() -> None:
-    imported = imported_by("guest.agent.main")
-    assert not imported & {"guest.agent.service", "guest.agent.container", "common.protocols.oci"}
