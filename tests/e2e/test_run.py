@@ -84,6 +84,5 @@ def many_runs(stack: Stack, *, rounds: int) -> None:
 
 def check_run(stack: Stack, number: int) -> None:
     result = run(stack, f"echo out {number}; echo err {number} >&2; exit {number}")
-    assert result.stdout == f"out {number}\n".encode()
-    assert result.stderr == f"err {number}\n".encode()
-    assert result.returncode == number
+    seen = (result.returncode, result.stdout.decode(), result.stderr.decode())
+    assert seen == (number, f"out {number}\n", f"err {number}\n")
