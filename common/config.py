@@ -79,6 +79,7 @@ class QemuConfig(msgspec.Struct, frozen=True, kw_only=True):
     block_device_cache_direct: bool = False
     block_device_cache_noflush: bool = False
     seccompsandbox: str = ""
+    guest_hook_path: str = ""
     enable_debug: bool = False
     extra_monitor_socket: ExtraMonitor = ExtraMonitor.NONE
 
@@ -94,6 +95,7 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """``[runtime]``. ``create_container_timeout`` in seconds."""
 
     enable_debug: bool = False
+    disable_guest_seccomp: bool = True
     create_container_timeout: int = 60
 
 

@@ -43,6 +43,7 @@ class CreateSandboxRequest(Message):
     hostname: str = string(1)
     storages: list[Storage] = messages(3, Storage)
     sandbox_id: str = string(5)
+    guest_hook_path: str = string(6)
 
 
 class CreateContainerRequest(Message):

@@ -1,8 +1,8 @@
 """The OCI runtime specification twice: as messages of Kata's agent protocol, and as the JSON of ``config.json``.
 
 Field numbers: ``oci.proto`` of Kata Containers 4.1.0. JSON: https://github.com/opencontainers/runtime-spec 1.0,
-``config.md`` and ``config-linux.md``. What is not declared here does not enter the guest: hooks belong to the host,
-seccomp, block I/O and network limits have no use in a machine of their own yet.
+``config.md`` and ``config-linux.md``. What is not declared here does not enter the guest: block I/O and network limits
+are about devices of the host.
 
 The two differ where a number is optional: JSON knows "absent", proto3 only zero. :func:`to_json` therefore leaves out
 zeros and empty values, except where OCI requires the key (:data:`_REQUIRED`). Shared by the shim and the agent.
@@ -153,6 +153,33 @@ class LinuxResources(Message):
     pids: LinuxPids | None = message(4, LinuxPids)
 
 
+class LinuxSeccompArg(Message):
+    """A condition on one argument of a system call."""
+
+    index: int = uint(1)
+    value: int = uint(2)
+    value_two: int = uint(3)
+    op: str = string(4)
+
+
+class LinuxSyscall(Message):
+    """What happens at some system calls; ``errno_ret`` 0 is the default, EPERM."""
+
+    names: list[str] = repeated(string(1))
+    action: str = string(2)
+    errno_ret: int = uint(3)
+    args: list[LinuxSeccompArg] = messages(4, LinuxSeccompArg)
+
+
+class LinuxSeccomp(Message):
+    """Which system calls are allowed."""
+
+    default_action: str = string(1)
+    architectures: list[str] = repeated(string(2))
+    flags: list[str] = repeated(string(3))
+    syscalls: list[LinuxSyscall] = messages(4, LinuxSyscall)
+
+
 class Linux(Message):
     """What only Linux has."""
 
@@ -163,10 +190,31 @@ class Linux(Message):
     cgroups_path: str = string(5)
     namespaces: list[LinuxNamespace] = messages(6, LinuxNamespace)
     devices: list[LinuxDevice] = messages(7, LinuxDevice)
+    seccomp: LinuxSeccomp | None = message(8, LinuxSeccomp)
     rootfs_propagation: str = string(9)
     masked_paths: list[str] = repeated(string(10))
     readonly_paths: list[str] = repeated(string(11))
     mount_label: str = string(12)
+
+
+class Hook(Message):
+    """A program that is executed at a point in a container's life; ``timeout`` in seconds, 0 for none."""
+
+    path: str = string(1)
+    args: list[str] = repeated(string(2))
+    env: list[str] = repeated(string(3))
+    timeout: int = int_(4)
+
+
+class Hooks(Message):
+    """Hooks by when they run."""
+
+    prestart: list[Hook] = messages(1, Hook)
+    poststart: list[Hook] = messages(2, Hook)
+    poststop: list[Hook] = messages(3, Hook)
+    create_runtime: list[Hook] = messages(4, Hook)
+    create_container: list[Hook] = messages(5, Hook)
+    start_container: list[Hook] = messages(6, Hook)
 
 
 class Spec(Message):
@@ -177,6 +225,7 @@ class Spec(Message):
     root: Root | None = message(3, Root)
     hostname: str = string(4)
     mounts: list[Mount] = messages(5, Mount)
+    hooks: Hooks | None = message(6, Hooks)
     annotations: dict[str, str] = string_map(7)
     linux: Linux | None = message(8, Linux)
 
@@ -190,7 +239,10 @@ _JSON_NAMES = {
 """JSON keys that are not the field's name in camel case."""
 
 _REQUIRED = frozenset(
-    ("oci_version", "terminal", "uid", "gid", "cwd", "hard", "soft", "host_id", "container_id", "size")
+    (
+        *("oci_version", "terminal", "uid", "gid", "cwd", "hard", "soft", "host_id", "container_id", "size"),
+        *("index", "value", "op", "action", "default_action"),
+    )
 )
 """Fields whose key OCI requires, also with a value that is zero or empty."""
 

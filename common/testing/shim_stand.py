@@ -66,6 +66,8 @@ class ShimStand:
         containerd: takes events.
     """
 
+    PROGRAM = Path(sys.executable).parent / "containerd-shim-kata-v2"
+
     def __init__(self, root: Path) -> None:
         self.id = f"c{secrets.token_hex(6)}"
         self.root = root
@@ -158,10 +160,9 @@ class ShimStand:
         if options is None:
             named = task.RuntimeOptions(config_path=str(self.config))
             options = task.Any(type_url=task.RuntimeOptions.TYPE_URL, value=named.encode()).encode()
-        program = Path(sys.executable).parent / "containerd-shim-kata-v2"
         address = str(self.root / "containerd.sock")
         process = await asyncio.create_subprocess_exec(
-            str(program), "-namespace", NAMESPACE, "-address", address, "-publish-binary", "/bin/false",
+            str(self.PROGRAM), "-namespace", NAMESPACE, "-address", address, "-publish-binary", "/bin/false",
             "-id", self.id, "-debug", "-bundle", str(self.bundle), action,
             cwd=self.bundle,
             env={**os.environ, "TTRPC_ADDRESS": str(self.containerd.path)},
@@ -205,11 +206,13 @@ class ShimStand:
         """Wait until the shim's process has ended."""
         await _wait_pidfd(self.shim_pid)
 
+    async def end_from_outside(self) -> None:
+        """End the container as nobody has asked for: here its VM dies."""
+        await self.vms.end_vm()
+
     async def kill_shim(self) -> None:
         """Kill the shim with SIGKILL."""
-        pid = self.shim_pid
-        os.kill(pid, signal.SIGKILL)
-        await _wait_pidfd(pid)
+        await kill(self.shim_pid)
 
     def leftovers(self) -> list[str]:
         """Return what is left of the sandbox: processes, mounts, files, sockets, its cgroup."""
@@ -228,12 +231,22 @@ class ShimStand:
         os.mkfifo(self.bundle / "log")
         self._log = os.open(self.bundle / "log", os.O_RDWR | os.O_NONBLOCK)
         self.write_config()
-        config = {
+        (self.bundle / "config.json").write_text(json.dumps(self.spec()))
+
+    def spec(self) -> dict[str, Any]:
+        """Return the configuration of the bundle; a test may change what it says of the process."""
+        return {
             "ociVersion": "1.0.2",
             "process": {"args": ["true"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
             "root": {"path": "rootfs"},
         }
-        (self.bundle / "config.json").write_text(json.dumps(config))
+
+
+async def kill(pid: int) -> None:
+    """Kill a process and wait until it is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    await _wait_pidfd(pid)
 
 
 async def _wait_pidfd(pid: int) -> None:

@@ -15,7 +15,7 @@ import posix
 
 from common import status
 from common.protocols.agent import Empty, WaitProcessResponse
-from common.protocols.oci import Linux, LinuxNamespace, LinuxResources, to_json
+from common.protocols.oci import Linux, LinuxResources, to_json
 from guest.agent.cgroup import Cgroup, OomWatch
 from guest.agent.files import make_directories, remove_directory, write_text
 from guest.agent.json_text import dumps
@@ -23,19 +23,18 @@ from guest.agent.log import log
 from guest.agent.process import CREATED, EXITED, RUNNING, STARTING, Process, Streams
 from guest.agent.rpc import RpcError
 from guest.agent.signals import SIGKILL
+from guest.agent.spec import complete, merge
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from common.protobuf import Message
     from common.protocols import oci
     from common.protocols.stats import StatsContainerResponse
     from guest.agent.process import Guest
     from guest.agent.rpc import Call
 
 _BUNDLES = "/run/kata-agent"
-_OCI_VERSION = "1.0.2"
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
@@ -46,7 +45,7 @@ class Container:
         _check_id(container_id)
         self.id = container_id
         self._guest = guest
-        self._spec = _for_this_guest(spec, container_id)
+        self._spec = complete(spec, container_id, guest.hook_path)
         self._oom_watch: OomWatch | None = None
         self._directory = f"{_BUNDLES}/{container_id}"
         self._cgroup = Cgroup(guest.reactor, container_id)
@@ -136,7 +135,7 @@ class Container:
             RpcError: it is starting, or has ended.
         """
         if self.init.state == CREATED:
-            _merge(self._linux_resources(), resources)
+            merge(self._linux_resources(), resources)
             self._write_spec()
             call.reply(Empty())
             return
@@ -176,6 +175,17 @@ class Container:
             self.signal_all(SIGKILL)
         self._on_exit()
 
+    def end(self, when_gone: Callable[[str], None]) -> None:
+        """Kill it for good, with the guest: hooks that are to run afterwards do; call back with our id."""
+
+        def on_killed(container_id: str) -> None:
+            if self._spec.hooks and self._spec.hooks.poststop:
+                self._delete(lambda _error: when_gone(container_id))
+            else:
+                when_gone(container_id)
+
+        self.kill(on_killed)
+
     def remove(self, call: Call) -> None:
         """Kill what runs, clear up and answer."""
 
@@ -184,8 +194,11 @@ class Container:
             remove_directory(self._directory)
             self._answer(call, error)
 
+        self.kill(lambda _id: self._delete(on_deleted))
+
+    def _delete(self, on_deleted: Callable[[str], None]) -> None:
         arguments = ["delete", "--force", self.id]
-        self.kill(lambda _id: self._guest.crun.spawn(self._directory, arguments, [self._guest.null] * 3, on_deleted))
+        self._guest.crun.spawn(self._directory, arguments, [self._guest.null] * 3, on_deleted)
 
     def _check_running(self) -> None:
         if self.init.state != RUNNING:
@@ -238,27 +251,7 @@ def _signal_if_alive(pid: int, number: int) -> None:
         return  # it ended after the cgroup was read
 
 
-def _merge(target: Message, source: Message) -> None:
-    """Put what ``source`` mentions over what ``target`` says."""
-    for field in source.fields():
-        value, present = getattr(source, field.name), getattr(target, field.name)
-        if field.message is not None and value is not None and present is not None and not field.repeated:
-            _merge(present, value)
-        elif value:
-            setattr(target, field.name, value)
-
-
 def _check_id(container_id: str) -> None:
     """Refuse an id that would be another path."""
     if not container_id or container_id[0] == "." or not _ID_CHARACTERS.issuperset(container_id):
         raise RpcError(status.INVALID_ARGUMENT, f"{container_id!r} is not a container id")
-
-
-def _for_this_guest(spec: oci.Spec, container_id: str) -> oci.Spec:
-    """Complete a specification: the cgroup is the guest's, and a container sees its own processes only."""
-    spec.oci_version = spec.oci_version or _OCI_VERSION
-    linux = spec.linux = spec.linux or Linux()
-    linux.cgroups_path = f"/{container_id}"
-    if not any(namespace.type == "pid" for namespace in linux.namespaces):
-        linux.namespaces.append(LinuxNamespace(type="pid"))
-    return spec

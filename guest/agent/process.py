@@ -56,6 +56,7 @@ class Guest:
         self.crun = crun
         self.ports = ports
         self.oom = OomEvents()
+        self.hook_path = ""
         self.null = posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)
 
 

@@ -84,7 +84,7 @@ class Sandbox:
         if not left:
             finish()
         for container in self.containers.values():
-            container.kill(on_empty)
+            container.end(on_empty)
 
     def _mount(self, storage: Storage, done: Callable[[str], None]) -> None:
         """Mount one storage as soon as its device is there."""

@@ -62,6 +62,8 @@ class Service:
         if request.hostname:
             self._sandbox.set_hostname(request.hostname)
 
+        self._sandbox.guest.hook_path = request.guest_hook_path
+
         def done(error: str) -> None:
             if error:
                 call.fail(status.UNAVAILABLE, error)

@@ -79,8 +79,8 @@ class Agent:
         if reply.status != agent.SERVING:
             raise GuestError(f"the guest's agent answers but does not serve (health status {reply.status})")
 
-    async def create_sandbox(self, sandbox_id: str, hostname: str) -> None:
-        """Have the guest mount the share."""
+    async def create_sandbox(self, sandbox_id: str, hostname: str, guest_hook_path: str) -> None:
+        """Have the guest mount the share; ``guest_hook_path`` is where its image has hooks for containers, or empty."""
         share = agent.Storage(
             driver="virtio-fs",
             driver_options=[],
@@ -89,7 +89,9 @@ class Agent:
             options=[],
             mount_point=agent.SHARE_MOUNT_POINT,
         )
-        request = agent.CreateSandboxRequest(hostname=hostname, storages=[share], sandbox_id=sandbox_id)
+        request = agent.CreateSandboxRequest(
+            hostname=hostname, storages=[share], sandbox_id=sandbox_id, guest_hook_path=guest_hook_path
+        )
         await self._call("CreateSandbox", request)
 
     async def destroy_sandbox(self, timeout_s: float) -> None:

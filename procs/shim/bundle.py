@@ -21,29 +21,51 @@ class Wanted:
 
     Attributes:
         spec: what the guest is told.
+        hooks: what is executed on the host.
         rootfs: the mounts that make its root file system, on the host.
         mounts: what else of the host it is to see.
     """
 
     spec: oci.Spec
+    hooks: oci.Hooks
     rootfs: list[task.Mount]
     mounts: list[HostMount]
 
 
-def read(request: task.CreateTaskRequest) -> Wanted:
+def read(request: task.CreateTaskRequest, *, is_seccomp_wanted: bool) -> Wanted:
     """Read the bundle that a request names.
+
+    Args:
+        request: the request.
+        is_seccomp_wanted: whether a seccomp profile holds in the guest.
 
     Raises:
         UsageError: there is no configuration, or it is not valid.
     """
     config = _read_config(request.bundle)
-    told, mounts = spec.for_guest(config, request.id)
+    told, mounts = spec.for_guest(config, request.id, is_seccomp_wanted=is_seccomp_wanted)
     told["process"]["terminal"] = request.terminal
     try:
         message = oci.from_json(oci.Spec, told)
+        hooks = oci.from_json(oci.Hooks, config.get("hooks") or {}, "$.hooks")
     except ValueError as err:
         raise UsageError(f"{request.bundle}/config.json: {err}") from err
-    return Wanted(spec=message, rootfs=_rootfs(request, config), mounts=mounts)
+    rootfs = _rootfs(request, config)
+    return Wanted(spec=message, hooks=hooks, rootfs=rootfs, mounts=mounts)
+
+
+def read_process(request: task.ExecProcessRequest) -> oci.Process:
+    """Read the process of a request to execute.
+
+    Raises:
+        UsageError: it is not an OCI process.
+    """
+    try:
+        process = oci.from_json(oci.Process, spec.process(json.loads(request.spec.value if request.spec else b"")))
+    except (ValueError, AttributeError) as err:
+        raise UsageError(f"exec {request.exec_id}: its process is not valid: {err}") from err
+    process.terminal = request.terminal
+    return process
 
 
 def read_limits(request: task.UpdateTaskRequest) -> oci.LinuxResources:

@@ -10,6 +10,7 @@ from common.errors import KataError, StateError, UnavailableError
 from common.protocols import events
 from common.protocols.stats import OOM_KILLS, CgroupStats, MemoryStats, StatsContainerResponse
 from common.protocols.task import Timestamp
+from procs.shim.hooks import Hooks
 from procs.shim.process import GuestProcess
 from procs.shim.tasks import HALTED, Ask, Process, State, Task
 
@@ -60,14 +61,17 @@ class Container:
         self._exec_specs: dict[str, oci.Process] = {}
         self._stats = StatsContainerResponse()
         self._oom_kills = 0
+        self._hooks: Hooks
 
-    async def create(self, spec: oci.Spec) -> None:
-        """Have the guest prepare it.
+    async def create(self, spec: oci.Spec, hooks: oci.Hooks) -> None:
+        """Execute the host's hooks and have the guest prepare it.
 
         Raises:
-            KataError: the guest cannot; the streams are given up.
+            KataError: a hook failed, or the guest cannot; the streams are given up.
         """
+        self._hooks = Hooks(hooks, spec, container_id=self.container_id, bundle=self.bundle, pid=self.guest.pid)
         try:
+            await self._hooks.prepare()
             numbers = await self._init.connect()
             await self.guest.agent.create_container(self.container_id, spec, numbers, self.guest.create_timeout_s)
         except BaseException:
@@ -106,6 +110,7 @@ class Container:
         """Start its own process."""
         news = events.TaskStart(container_id=self.container_id, pid=self.guest.pid)
         await self._init.start(lambda: self.guest.agent.call_container("StartContainer", self.container_id), news)
+        await self._hooks.started()
 
     async def start_exec(self, exec_id: str) -> None:
         """Start an exec.
@@ -199,6 +204,7 @@ class Container:
         await self._init.exited.wait()
         for process in (self._init, *self._execs.values()):
             await process.discard()
+        await self._hooks.stopped()
         record = self._init.process
         self._events.publish(
             events.TaskDelete(

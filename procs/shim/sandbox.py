@@ -115,8 +115,11 @@ class Sandbox:
             self._is_booted.set()
             self.is_shareable.set()
 
-    async def wait_shareable(self) -> None:
+    async def wait_shareable(self) -> KataConfig:
         """Wait until file systems may be mounted for the guest, which may not have booted yet.
+
+        Returns:
+            The configuration that holds for its containers.
 
         Raises:
             KataError: the sandbox failed.
@@ -124,6 +127,8 @@ class Sandbox:
         await self.is_shareable.wait()
         if self._failure:
             raise self._failure
+        assert isinstance(self._order, Order), "an order that could not be made is a failure"
+        return self._order.config
 
     async def wait_booted(self) -> Guest:
         """Wait until containers may be created.
@@ -157,7 +162,7 @@ class Sandbox:
         self._enter("waiting for the guest's agent")
         self._agent = agent = await self._dial(vm, config)
         self._enter("sharing the file system")
-        await self._share(vm, agent)
+        await self._share(vm, agent, config.qemu.guest_hook_path)
         self._enter("running")
         from procs.shim.streams import StreamPorts
 
@@ -231,7 +236,7 @@ class Sandbox:
             ) from err
         return agent
 
-    async def _share(self, vm: Vm, agent: Agent) -> None:
+    async def _share(self, vm: Vm, agent: Agent, guest_hook_path: str) -> None:
         """Attach the share and have the guest mount it: plugged, used, confirmed; or aborted."""
         from common import paths
         from common.protocols.agent import SHARE_TAG
@@ -246,7 +251,7 @@ class Sandbox:
         plugged = await self._bus.call(device.SERVICE, device.ATTACH, wish, timeout_s=DEVICE_TIMEOUT_S)
         ref = device.DeviceRef(device_id=plugged.device_id)
         try:
-            await agent.create_sandbox(self.sandbox_id, hostname=self.sandbox_id)
+            await agent.create_sandbox(self.sandbox_id, hostname=self.sandbox_id, guest_hook_path=guest_hook_path)
         except KataError:
             await self._abort(ref)
             raise

@@ -12,14 +12,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import json
 import os
 import secrets
 from typing import TYPE_CHECKING, Any
 
 from common import log
-from common.errors import AlreadyExistsError, KataError, NotFoundError, UnsupportedError, UsageError
-from common.protocols import events, oci, task
+from common.errors import AlreadyExistsError, KataError, NotFoundError, UnsupportedError
+from common.protocols import events, task
 from procs.shim import bundle, metrics, share
 from procs.shim.container import Container
 from procs.shim.tasks import Ask, Process, State, Stdio
@@ -144,11 +143,7 @@ class TaskService:
 
     async def exec(self, request: task.ExecProcessRequest) -> task.Empty:
         """Register a further process."""
-        try:
-            process = oci.from_json(oci.Process, json.loads(request.spec.value if request.spec else b""))
-        except ValueError as err:
-            raise UsageError(f"exec {request.exec_id}: its process is not valid: {err}") from err
-        process.terminal = request.terminal
+        process = bundle.read_process(request)
         self._found(request.id).add_exec(request.exec_id, process, _stdio(request))
         return task.Empty()
 
@@ -238,13 +233,13 @@ class TaskService:
             raise UnsupportedError(f"checkpoint of {request.id}: a VM's container cannot be restored")
 
     async def _create(self, request: task.CreateTaskRequest) -> Container:
-        wanted = bundle.read(request)
-        await self._sandbox.wait_shareable()
+        config = await self._sandbox.wait_shareable()
+        wanted = bundle.read(request, is_seccomp_wanted=not config.runtime.disable_guest_seccomp)
         await share.add_container(self._sandbox.sandbox_id, request.id, wanted.rootfs, wanted.mounts)
         guest = await self._sandbox.wait_booted()
         init = Process(container_id=request.id, exec_id="", stdio=_stdio(request))
         container = Container(init, request.bundle, guest, self._events, self._group)
-        await container.create(wanted.spec)
+        await container.create(wanted.spec, wanted.hooks)
         return container
 
     async def _follow(self, container: Container) -> None:

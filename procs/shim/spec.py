@@ -4,8 +4,11 @@ The configuration is made for a container on the host. In the guest, the VM is t
 nothing there or does harm (the rules are upstream's, Kata Containers 4.1.0, ``kata_agent.go``, ``constrainGRPCSpec``;
 but a limit of processes, which upstream drops too, holds in the guest):
 
-- hooks are programs of the host;
-- seccomp is off in the guest, as upstream's default ``disable_guest_seccomp = true`` has it;
+- hooks are programs of the host (:mod:`procs.shim.hooks`);
+- seccomp is off in the guest unless ``disable_guest_seccomp = false``; the guest has no AppArmor profiles and no
+  SELinux policy;
+- a device node is made by its number, which for a character device is the same everywhere; a block device's number
+  would be another disk in the guest;
 - device rules, block and network limits and the choice of CPUs are about the host;
 - the guest has one network, one cgroup tree and one clock: those namespaces are not made again, and the paths of the
   others are the host's;
@@ -48,8 +51,13 @@ class HostMount:
     is_readonly: bool
 
 
-def for_guest(config: Json, container_id: str) -> tuple[Json, list[HostMount]]:
+def for_guest(config: Json, container_id: str, *, is_seccomp_wanted: bool = False) -> tuple[Json, list[HostMount]]:
     """Return the configuration for the guest, and what of the host has to be shared for it.
+
+    Args:
+        config: the container's ``config.json``.
+        container_id: its id.
+        is_seccomp_wanted: whether a seccomp profile holds in the guest.
 
     Raises:
         UsageError: the configuration has no process.
@@ -58,13 +66,21 @@ def for_guest(config: Json, container_id: str) -> tuple[Json, list[HostMount]]:
         raise UsageError(f"the OCI configuration of container {container_id} has no process")
     cut = {key: value for key, value in config.items() if key != "hooks"}
     cut["root"] = {**(config.get("root") or {}), "path": f"{SHARE_MOUNT_POINT}/{container_id}/rootfs"}
-    cut["linux"] = _linux(config.get("linux") or {}, container_id)
+    cut["process"] = process(config["process"])
+    cut["linux"] = _linux(config.get("linux") or {}, container_id, is_seccomp_wanted=is_seccomp_wanted)
     cut["mounts"], shared = _mounts(config.get("mounts") or [], container_id)
     return cut, shared
 
 
-def _linux(linux: Json, container_id: str) -> Json:
-    cut = {key: value for key, value in linux.items() if key not in ("seccomp", "devices")}
+def process(config: Json) -> Json:
+    """Return a process, the container's own or an exec, without what the guest does not know."""
+    return {key: value for key, value in config.items() if key not in ("apparmorProfile", "selinuxLabel")}
+
+
+def _linux(linux: Json, container_id: str, *, is_seccomp_wanted: bool) -> Json:
+    dropped = ("mountLabel",) if is_seccomp_wanted else ("mountLabel", "seccomp")
+    cut = {key: value for key, value in linux.items() if key not in dropped}
+    cut["devices"] = [device for device in linux.get("devices") or [] if device.get("type") != "b"]
     cut["cgroupsPath"] = f"/{container_id}"
     cut["namespaces"] = [
         {"type": namespace["type"]}

@@ -15,7 +15,7 @@ SHARED = "/run/kata-containers/shared/containers/c1"
 
 CONFIG: dict[str, Any] = {
     "ociVersion": "1.0.2",
-    "process": {"args": ["sh"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
+    "process": {"args": ["sh"], "cwd": "/", "user": {"uid": 0, "gid": 0}, "apparmorProfile": "docker-default"},
     "root": {"path": "rootfs", "readonly": True},
     "hooks": {"prestart": [{"path": "/bin/hook"}]},
     "mounts": [
@@ -27,7 +27,10 @@ CONFIG: dict[str, Any] = {
     "linux": {
         "cgroupsPath": "system.slice:cri-containerd:c1",
         "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"},
-        "devices": [{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}],
+        "devices": [
+            {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229},
+            {"path": "/dev/sda", "type": "b", "major": 8, "minor": 0},
+        ],
         "namespaces": [
             {"type": "pid"},
             {"type": "ipc", "path": "/proc/1/ns/ipc"},
@@ -56,7 +59,8 @@ def test_what_is_about_the_host_is_cut() -> None:
     linux = told["linux"]
     assert "hooks" not in told
     assert "seccomp" not in linux
-    assert "devices" not in linux
+    assert linux["devices"] == [{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}], "no disk of the host"
+    assert "apparmorProfile" not in told["process"]
     assert linux["cgroupsPath"] == "/c1"
     assert linux["namespaces"] == [{"type": "pid"}, {"type": "ipc"}, {"type": "mount"}]
     assert linux["resources"] == {"memory": {"limit": 1 << 20}, "cpu": {"shares": 1024}, "pids": {"limit": 10}}
@@ -64,7 +68,7 @@ def test_what_is_about_the_host_is_cut() -> None:
 
 def test_what_is_about_the_container_stays() -> None:
     told, _ = cut()
-    assert told["process"] == CONFIG["process"]
+    assert told["process"] == {"args": ["sh"], "cwd": "/", "user": {"uid": 0, "gid": 0}}
     assert told["root"] == {"path": f"{SHARED}/rootfs", "readonly": True}
     assert told["linux"]["maskedPaths"] == ["/proc/kcore"]
     assert oci.from_json(oci.Spec, told).root == oci.Root(path=f"{SHARED}/rootfs", readonly=True)
@@ -98,3 +102,8 @@ def test_a_configuration_without_a_process_is_refused() -> None:
 def test_a_bare_configuration_is_enough() -> None:
     told, shared = spec.for_guest({"process": {}}, "c1")
     assert (told["mounts"], shared) == ([], [])
+
+
+def test_a_seccomp_profile_goes_to_the_guest_if_it_is_wanted() -> None:
+    told, _ = spec.for_guest(copy.deepcopy(CONFIG), "c1", is_seccomp_wanted=True)
+    assert told["linux"]["seccomp"] == {"defaultAction": "SCMP_ACT_ERRNO"}
