@@ -93,8 +93,9 @@ test-e2e: setup ## real containerd, real VMs
 test-soak: setup ## what takes longer than a gate may
 	@$(PYTEST) -q -m soak tests
 
-bench: setup ## measure against runc and against the bare boot, in one run
-	@$(BIN)/python -m bench.run
+bench: setup ## measure against runc and against the bare boot, in one run, what is installed
+	@$(MAKE) --no-print-directory install DESTDIR= PREFIX=$(CURDIR)/build/installed
+	@build/installed/bin/python -m bench.run
 
 wheel: venv ## build the wheel into dist/
 	@rm -rf build/lib build/bdist* dist

@@ -47,6 +47,12 @@ def wait_healthy(agent: socket.socket) -> None:
     agent.recv(4096)
 
 
+def first_crun_run(accelerator: str) -> float:
+    """Return the seconds of the first ``crun run`` of a guest, as that of a cold start is."""
+    with crun_in_guest(accelerator) as crun:
+        return crun("run")
+
+
 @contextmanager
 def crun_in_guest(accelerator: str) -> Iterator[Callable[[str], float]]:
     """A guest in which crun is measured.

@@ -1,10 +1,11 @@
 """``make bench``: what a VM costs over a container, as ratios of one run.
 
-Peers are measured in turn with what is measured, so that a machine whose speed drifts drifts for both. Software
-emulation is slow and these figures are of one machine: read the ratios.
+Peers are measured in turn with what is measured, so that a machine whose speed drifts drifts for both; what is compared
+is compared within a round, and the median taken over the rounds. Software emulation is slow and these figures are of
+one machine: read the ratios.
 
 - cold start: (ours - bare boot) / (runc's ``ctr run`` + ``crun run`` in the guest). What is left of a cold start when
-  the VM's own boot is taken off, against the container that it would be and the one that it is.
+  the VM's own boot is taken off, against the container that it would be and the one that it is: the first of its guest.
 - exec: ours / (runc's ``ctr task exec`` + ``crun exec`` in the guest).
 
 Then, without a peer: where the bare boot's time goes, and what holds an idle shim's memory.
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from bench.memory import pss_by_mapping
-from bench.peers import bare_boot, crun_in_guest
+from bench.peers import bare_boot, crun_in_guest, first_crun_run
 from bench.phases import boot_phases
 from common.testing.containers import running
 from common.testing.stack import IMAGE, RUNTIME, Stack
@@ -63,26 +64,26 @@ def probed(stack: Stack) -> str:
 
 def measure(stack: Stack, accelerator: str) -> tuple[dict[str, list[float]], list[Share]]:
     """Return the seconds of everything that has a peer, and the memory of the shim that took the execs."""
-    with crun_in_guest(accelerator) as crun:
-        say(f"{_ROUNDS} rounds of cold starts")
-        samples = interleaved(
+    say(f"{_ROUNDS} rounds of cold starts")
+    samples = interleaved(
+        {
+            _BOOT: lambda: bare_boot(accelerator),
+            _RUN: lambda: ctr_run(stack, RUNTIME),
+            _RUNC_RUN: lambda: ctr_run(stack, _RUNC),
+            _CRUN_RUN: lambda: first_crun_run(accelerator),
+        }
+    )
+    say(f"{_ROUNDS} rounds of execs")
+    with crun_in_guest(accelerator) as crun, running(stack, runtime=_RUNC) as plain, running(stack) as ours:
+        crun("start")
+        samples |= interleaved(
             {
-                _BOOT: lambda: bare_boot(accelerator),
-                _RUN: lambda: ctr_run(stack, RUNTIME),
-                _RUNC_RUN: lambda: ctr_run(stack, _RUNC),
-                _CRUN_RUN: lambda: crun("run"),
+                _EXEC: lambda: ctr_exec(stack, ours),
+                _RUNC_EXEC: lambda: ctr_exec(stack, plain),
+                _CRUN_EXEC: lambda: crun("exec"),
             }
         )
-        say(f"{_ROUNDS} rounds of execs")
-        with running(stack, runtime=_RUNC) as plain, running(stack) as ours:
-            samples |= interleaved(
-                {
-                    _EXEC: lambda: ctr_exec(stack, ours),
-                    _RUNC_EXEC: lambda: ctr_exec(stack, plain),
-                    _CRUN_EXEC: lambda: crun("exec"),
-                }
-            )
-            return samples, pss_by_mapping(stack)
+        return samples, pss_by_mapping(stack)
 
 
 def ctr_run(stack: Stack, runtime: str) -> float:
@@ -119,22 +120,20 @@ def interleaved(measures: dict[str, Callable[[], float]]) -> dict[str, list[floa
 
 
 def report(samples: dict[str, list[float]]) -> None:
-    """Print medians, 99th percentiles (the worst of so few), and the ratios of the medians with what is in them."""
+    """Print medians, 99th percentiles (the worst of so few), and the two ratios."""
     print(f"\n{'seconds':<40} {'median':>8} {'p99':>8} {'n':>4}")
-    m = {what: statistics.median(values) for what, values in samples.items()}
     for what, values in samples.items():
-        print(f"{what:<40} {m[what]:8.3f} {max(values):8.3f} {len(values):4}")
-    over, started, executed = m[_RUN] - m[_BOOT], m[_RUNC_RUN] + m[_CRUN_RUN], m[_RUNC_EXEC] + m[_CRUN_EXEC]
-    print(f"\ncold start: ({_RUN} - {_BOOT}) / ({_RUNC_RUN} + {_CRUN_RUN})")
-    print(
-        f"  = ({m[_RUN]:.3f} - {m[_BOOT]:.3f}) / ({m[_RUNC_RUN]:.3f} + {m[_CRUN_RUN]:.3f})"
-        f" = {over:.3f} / {started:.3f} = {over / started:.2f}"
-    )
-    print(f"exec: {_EXEC} / ({_RUNC_EXEC} + {_CRUN_EXEC})")
-    print(
-        f"  = {m[_EXEC]:.3f} / ({m[_RUNC_EXEC]:.3f} + {m[_CRUN_EXEC]:.3f})"
-        f" = {m[_EXEC]:.3f} / {executed:.3f} = {m[_EXEC] / executed:.2f}"
-    )
+        print(f"{what:<40} {statistics.median(values):8.3f} {max(values):8.3f} {len(values):4}")
+    over = [run - boot for run, boot in zip(samples[_RUN], samples[_BOOT], strict=True)]
+    report_ratio(f"cold start: ({_RUN} - {_BOOT})", over, (_RUNC_RUN, _CRUN_RUN), samples)
+    report_ratio(f"exec: {_EXEC}", samples[_EXEC], (_RUNC_EXEC, _CRUN_EXEC), samples)
+
+
+def report_ratio(what: str, ours: list[float], peers: tuple[str, str], samples: dict[str, list[float]]) -> None:
+    """Print the median over the rounds of what we take and of what the two peers take together, and their ratio."""
+    took = statistics.median(ours)
+    theirs = statistics.median(map(sum, zip(*(samples[peer] for peer in peers), strict=True)))
+    print(f"{what} / ({' + '.join(peers)}) = {took:.3f} / {theirs:.3f} = {took / theirs:.2f}")
 
 
 def report_phases(phases: dict[str, float]) -> None:
