@@ -6,13 +6,14 @@ The VM manager here is a real server on a real bus with a list of devices of its
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import paths
+from common import paths, trace
 from common.bus.client import BusClient
 from common.bus.events import Publisher, Received, Resync, Subscriber
 from common.bus.server import BusServer
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
+REMOVAL_TIMEOUT_S = 1.0
+"""How long the guests of these tests may take to let a device go."""
 SANDBOX = "s1"
 BUSES = tuple(vmm.HotplugBus(name=f"port{number}", kind=vmm.BusKind.PCI, slots=1) for number in range(2))
 SERVICE = vmm.service_name("qemu")
@@ -166,11 +169,17 @@ class Stand:
         self.process: subprocess.Popen[bytes]
         self._news: Subscriber
 
-    async def start(self) -> None:
-        """Start a device manager and wait until it answers."""
-        self.process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
-            [sys.executable, "-m", "procs.device_manager"], stdout=subprocess.DEVNULL
+    def spawn(self, *, fatal: str = "") -> None:
+        """Start a device manager that ends at a point of its code, as :mod:`common.trace` names them."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "procs.device_manager", f"--removal-timeout={REMOVAL_TIMEOUT_S}"],
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, trace.VARIABLE: fatal},
         )
+
+    async def start(self, *, fatal: str = "") -> None:
+        """Start a device manager and wait until it answers; see :meth:`spawn`."""
+        self.spawn(fatal=fatal)
         while True:
             try:
                 await self._bus.call(device.SERVICE, HEALTH, Empty(), timeout_s=30)

@@ -6,7 +6,6 @@ row of its source, a detach finds the row gone.
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from common.bus.wire import Empty
@@ -16,10 +15,11 @@ from procs.device_manager.sources import examine
 from procs.device_manager.states import LEAVING, USABLE, State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from common.bus.server import BusServer
     from common.services.device import Device
+    from common.services.vmm import DeviceSpec
     from procs.device_manager.journal import Journal
     from procs.device_manager.lives import Lives
     from procs.device_manager.measures import Measures
@@ -33,14 +33,23 @@ class DeviceService:
         journal: tells stories.
         measures: keeps account.
         hypervisors: whose VM managers there are.
+        look: says what a source is; see :func:`procs.device_manager.sources.examine`.
     """
 
-    def __init__(self, lives: Lives, journal: Journal, measures: Measures, hypervisors: Iterable[str]) -> None:
+    def __init__(
+        self,
+        lives: Lives,
+        journal: Journal,
+        measures: Measures,
+        hypervisors: Iterable[str],
+        look: Callable[[DeviceSpec], Awaitable[str]] = examine,
+    ) -> None:
         self._lives = lives
         self._table = lives.table
         self._journal = journal
         self._measures = measures
         self._hypervisors = tuple(hypervisors)
+        self._look = look
 
     def register(self, server: BusServer) -> None:
         """Register every verb."""
@@ -66,7 +75,7 @@ class DeviceService:
                 f"no VM manager for hypervisor {request.hypervisor!r}", hint=f"there is {', '.join(self._hypervisors)}"
             )
         with self._measures.timed("attach", request.hypervisor, contract.kind_of(request.spec)):
-            backing = await asyncio.to_thread(examine, request.spec)
+            backing = await self._look(request.spec)
             await self._lives.settle(request.sandbox_id)
             while (held := self._table.holding(request, backing)) is not None and held.state in LEAVING:
                 await self._wait_gone(held)

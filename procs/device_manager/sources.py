@@ -6,6 +6,7 @@ take as long as the file system does that holds it, so it runs in a thread.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 from pathlib import Path
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
     from common.services.vmm import BlockSpec, DeviceSpec
 
 
-def examine(spec: DeviceSpec) -> str:
+async def examine(spec: DeviceSpec) -> str:
     """Return what a source is, for example ``file 2049:1234``; the same for every path that leads to it.
 
     Raises:
         NotFoundError: there is nothing.
         UsageError: it is not what such a device can be made from; the message says what it is.
     """
+    return await asyncio.to_thread(_examine, spec)
+
+
+def _examine(spec: DeviceSpec) -> str:
     if not spec.source.startswith("/"):
         raise UsageError(f"source {spec.source!r} is not an absolute path", hint="name the file by its whole path")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from typing import TYPE_CHECKING
@@ -10,10 +11,16 @@ import pytest
 
 from common.errors import NotFoundError, UsageError
 from common.services.vmm import BlockSpec, ShareSpec
-from procs.device_manager.sources import examine
+from procs.device_manager import sources
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from common.services.vmm import DeviceSpec
+
+
+def examine(spec: DeviceSpec) -> str:
+    return asyncio.run(sources.examine(spec))
 
 
 def image(path: Path, size: int = 512) -> Path:

@@ -1,0 +1,339 @@
+"""The whole device manager but for its sockets, against a hypervisor that answers late, twice, never, or wrongly.
+
+The machine below draws what callers want, what the VM manager answers and when, what the guest does, which timer ends,
+and when we are killed. After each step no place, id or source may be in use twice, and whatever the hypervisor has must
+be on our books. At the end everybody behaves, and everything has to converge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from common.errors import (
+    AlreadyExistsError,
+    HypervisorError,
+    InterruptedCallError,
+    KataError,
+    NotFoundError,
+    UnavailableError,
+)
+from common.services import vmm
+from common.services.device import Attach, Device, DeviceRef
+from common.workers import Workers
+from procs.device_manager.commands import Command
+from procs.device_manager.lives import Lives
+from procs.device_manager.measures import Measures
+from procs.device_manager.news import News
+from procs.device_manager.service import DeviceService
+from procs.device_manager.states import Action
+from procs.device_manager.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    import msgspec
+
+    from common.services.device import Chapter
+
+SANDBOX = "s1"
+BUSES = (vmm.HotplugBus(name="scsi0", kind=vmm.BusKind.SCSI, slots=3),)
+SOURCES = ("/a", "/b", "/c", "/d")
+HOLDERS = ("c1", "c2")
+
+
+class Rows:
+    """A journal in memory, which outlives the manager."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Device] = {}
+
+    def load(self) -> list[Device]:
+        return sorted(self.rows.values(), key=lambda device: device.device_id)
+
+    def save(self, device: Device, _: Chapter) -> None:
+        self.rows[device.device_id] = device
+
+    def remove(self, device: Device, _: Chapter) -> None:
+        del self.rows[device.device_id]
+
+
+@dataclass
+class Running:
+    """A call that has reached the VM manager, and who waits for it."""
+
+    call_id: str
+    request: msgspec.Struct
+    waiting: list[asyncio.Future[Any]] = field(default_factory=list)
+
+
+class Hypervisor:
+    """The VM manager and the hypervisor behind it: what is in ``present`` is true."""
+
+    def __init__(self) -> None:
+        self.present: dict[str, vmm.AddDevice] = {}
+        self.unplugging: set[str] = set()
+        self.running: list[Running] = []
+        self.remembered: dict[str, Any] = {}
+        self.is_away = False
+        self._added = 0
+        self._calls = 0
+
+    async def call(
+        self, _service: str, _verb: object, request: msgspec.Struct, *, call_id: str | None = None, **_: object
+    ) -> Any:  # noqa: ANN401 - any verb's reply
+        if self.is_away:
+            raise UnavailableError("away")
+        self._calls += 1
+        call_id = call_id or f"call-{self._calls}"
+        if call_id not in self.remembered:
+            future = asyncio.get_running_loop().create_future()
+            running = next((call for call in self.running if call.call_id == call_id), None)
+            if running is None:
+                running = Running(call_id, request)
+                self.running.append(running)
+            running.waiting.append(future)
+            return await future
+        return _result(self.remembered[call_id])
+
+    def act(self, request: msgspec.Struct) -> Any:  # noqa: ANN401 - any verb's reply
+        """Do what is asked, as QEMU does."""
+        match request:
+            case vmm.AddDevice():
+                if request.serial in {other.serial for other in self.present.values()}:
+                    return AlreadyExistsError("that very device is there")
+                for other in self.present.values():
+                    assert (other.bus, other.slot) != (request.bus, request.slot), "a place is used twice"
+                    assert other.spec.source != request.spec.source, "a source is used twice"
+                self._added += 1
+                self.present[f"blk-{self._added}"] = request
+                return vmm.AddedDevice(hypervisor_id=f"blk-{self._added}", pci_path="02/00")
+            case vmm.RemoveDevice():
+                if request.hypervisor_id not in self.present:
+                    return NotFoundError("no such device")
+                self.unplugging.add(request.hypervisor_id)
+                return None
+            case _:
+                return self._listed()
+
+    def _listed(self) -> vmm.PresentDevices:
+        return vmm.PresentDevices(
+            devices=tuple(
+                vmm.PresentDevice(hypervisor_id=name, bus=added.bus, slot=added.slot, serial=added.serial)
+                for name, added in self.present.items()
+            )
+        )
+
+    def let_go(self, hypervisor_id: str) -> None:
+        del self.present[hypervisor_id]
+        self.unplugging.discard(hypervisor_id)
+
+
+def _result(answer: Any) -> Any:  # noqa: ANN401 - any verb's reply
+    if isinstance(answer, KataError):
+        raise answer
+    return answer
+
+
+class Machine(RuleBasedStateMachine):
+    """Draws what happens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.rows, self.hypervisor = Rows(), Hypervisor()
+        self.callers: list[asyncio.Task[Any]] = []
+        self.start()
+
+    def start(self) -> None:
+        """Start a manager on whatever its predecessor left."""
+        self.timers: list[asyncio.Future[None]] = []
+        ready = self.loop.create_future()
+        self.host = self.loop.create_task(self.live(ready))
+        self.loop.run_until_complete(ready)
+        self.compare()
+
+    async def live(self, ready: asyncio.Future[None]) -> None:
+        async with Workers() as workers:
+            self.lives = Lives(
+                Table(self.rows), cast("Any", self.hypervisor), cast("Any", self), workers, sleep=self.sleep
+            )
+            self.news = News(self.lives, cast("Any", self.hypervisor), workers)
+            self.service = DeviceService(
+                self.lives, cast("Any", self.rows), Measures(self.lives), ["qemu"], look=self.look
+            )
+            ready.set_result(None)
+            await asyncio.Event().wait()
+
+    async def sleep(self, _: float) -> None:
+        timer = self.loop.create_future()
+        self.timers.append(timer)
+        await timer
+
+    async def look(self, spec: vmm.DeviceSpec) -> str:
+        return f"file {spec.source}"
+
+    async def publish(self, *_: object) -> None:
+        """Be the publisher."""
+
+    def run_idle(self) -> None:
+        """Run until nothing more happens by itself."""
+        for _ in range(30):
+            self.loop.run_until_complete(asyncio.sleep(0))
+        if self.host.done():
+            self.host.result()
+
+    def compare(self) -> None:
+        """Do what is done when events may have been missed."""
+        self.lives.doubt(self.lives.table)
+        self.lives.commands.put(Command(Action.ASK, SANDBOX, "qemu"))
+        self.run_idle()
+
+    def ask(self, wish: Coroutine[Any, Any, Any]) -> None:
+        self.callers.append(self.loop.create_task(wish))
+        self.run_idle()
+
+    def answer(self, running: Running, answer: Any, *, is_told: bool = True) -> None:  # noqa: ANN401 - any reply
+        self.hypervisor.running.remove(running)
+        self.hypervisor.remembered[running.call_id] = answer
+        for future in running.waiting if is_told else ():
+            if not future.done():
+                future.set_exception(answer) if isinstance(answer, Exception) else future.set_result(answer)
+        self.run_idle()
+
+    # What callers want.
+
+    @rule(source=st.sampled_from(SOURCES), holder=st.sampled_from(HOLDERS))
+    def attach(self, source: str, holder: str) -> None:
+        spec = vmm.BlockSpec(source=source, driver=vmm.BlockDriver.VIRTIO_SCSI)
+        wish = Attach(sandbox_id=SANDBOX, hypervisor="qemu", version="7.2", buses=BUSES, spec=spec, holder=holder)
+        self.ask(self.service.attach(wish))
+
+    @precondition(lambda self: self.rows.rows)
+    @rule(data=st.data(), holder=st.sampled_from(HOLDERS), is_confirmed=st.booleans())
+    def use_or_give_back(self, data: st.DataObject, holder: str, is_confirmed: bool) -> None:
+        device_id = data.draw(st.sampled_from(sorted(self.rows.rows)))
+        reference = DeviceRef(device_id=device_id, holder=holder)
+        self.ask(self.service.confirm(reference) if is_confirmed else self.service.detach(reference))
+
+    # What the VM manager and the hypervisor do.
+
+    @precondition(lambda self: self.hypervisor.running)
+    @rule(data=st.data(), acts=st.booleans(), succeeds=st.booleans())
+    def carry_out(self, data: st.DataObject, acts: bool, succeeds: bool) -> None:
+        running = data.draw(st.sampled_from(self.hypervisor.running))
+        answer = self.hypervisor.act(running.request) if acts or succeeds else None
+        self.answer(running, answer if succeeds else HypervisorError("refused"))
+
+    @precondition(lambda self: self.hypervisor.running)
+    @rule(data=st.data())
+    def let_callers_wait_too_long(self, data: st.DataObject) -> None:
+        running = data.draw(st.sampled_from(self.hypervisor.running))
+        waiting, running.waiting = running.waiting, []
+        for future in waiting:
+            future.set_exception(TimeoutError())
+        self.run_idle()
+
+    @rule(acts=st.booleans())
+    def restart_vm_manager(self, acts: bool) -> None:
+        for running in list(self.hypervisor.running):
+            if acts:
+                self.hypervisor.act(running.request)
+            self.answer(running, InterruptedCallError("it went away"))
+        self.hypervisor.remembered.clear()
+        self.hypervisor.is_away = False
+        self.compare()
+
+    @rule()
+    def go_away(self) -> None:
+        self.hypervisor.is_away = True
+
+    # What the guest does, and time.
+
+    @precondition(lambda self: self.hypervisor.present)
+    @rule(data=st.data(), is_told=st.integers(0, 2), is_asked=st.booleans())
+    def let_go(self, data: st.DataObject, is_told: int, is_asked: bool) -> None:
+        going = sorted(
+            self.hypervisor.unplugging if is_asked and self.hypervisor.unplugging else self.hypervisor.present
+        )
+        hypervisor_id = data.draw(st.sampled_from(going))
+        self.hypervisor.let_go(hypervisor_id)
+        for _ in range(is_told):
+            self.news._note_removed(vmm.DeviceRemoved(sandbox_id=SANDBOX, hypervisor_id=hypervisor_id))
+        self.run_idle()
+
+    @precondition(lambda self: self.timers)
+    @rule(data=st.data())
+    def end_timer(self, data: st.DataObject) -> None:
+        timer = self.timers.pop(data.draw(st.integers(0, len(self.timers) - 1)))
+        if not timer.done():
+            timer.set_result(None)
+        self.run_idle()
+
+    @rule()
+    def kill_and_start(self) -> None:
+        self.kill()
+        for running in self.hypervisor.running:
+            running.waiting = []
+        self.callers.clear()
+        self.start()
+
+    def kill(self) -> None:
+        """End every task: what they would do as they end, they do not get to do, since a journal is all that stays."""
+        rows = dict(self.rows.rows)
+        tasks = asyncio.all_tasks(self.loop)
+        for task in tasks:
+            task.cancel()
+        self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        assert self.rows.rows == rows
+
+    @invariant()
+    def nothing_is_used_twice(self) -> None:
+        rows = list(self.rows.rows.values())
+        assert len({(row.bus, row.slot) for row in rows}) == len(rows)
+        assert len({row.backing for row in rows if row.backing}) == len([row for row in rows if row.backing])
+
+    @invariant()
+    def whatever_the_hypervisor_has_is_on_the_books(self) -> None:
+        rows = {row.serial: (row.bus, row.slot) for row in self.rows.rows.values()}
+        for added in self.hypervisor.present.values():
+            assert rows[added.serial] == (added.bus, added.slot)
+
+    def teardown(self) -> None:
+        try:
+            self.converge()
+        finally:
+            self.kill()
+            self.loop.close()
+
+    def converge(self) -> None:
+        """Let everybody behave: all that was begun has to end, and all have to agree."""
+        self.restart_vm_manager(acts=False)
+        for _ in range(20):
+            while self.hypervisor.running:
+                running = self.hypervisor.running[0]
+                self.answer(running, self.hypervisor.act(running.request))
+            for hypervisor_id in sorted(self.hypervisor.unplugging):
+                self.hypervisor.let_go(hypervisor_id)
+                self.news._note_removed(vmm.DeviceRemoved(sandbox_id=SANDBOX, hypervisor_id=hypervisor_id))
+            while self.timers:
+                self.timers.pop().set_result(None)
+            self.run_idle()
+        rows = self.rows.rows.values()
+        assert {row.state for row in rows} <= {"attached"}
+        assert {row.serial for row in rows} == {added.serial for added in self.hypervisor.present.values()}
+        self.require_answers()
+
+    def require_answers(self) -> None:
+        """Every caller has to have an answer, if only an error of ours."""
+        for task in self.callers:
+            assert isinstance(task.exception(), KataError | None)
+
+
+TestLives = Machine.TestCase
+TestLives.settings = settings(stateful_step_count=40, deadline=None)
