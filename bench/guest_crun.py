@@ -10,7 +10,7 @@ import posix
 import time
 
 from common.channel import AGENT_PORT
-from guest.agent import ports, system
+from guest.agent import modules, ports, system
 from guest.agent.reactor import Reactor
 
 _CRUN = "/usr/bin/crun"
@@ -29,7 +29,7 @@ def main() -> None:
     system.open_console()
     reactor = Reactor()
     uevents = ports.Uevents(reactor)
-    system.load_modules("boot")
+    modules.load("boot")
     system.prepare_for_containers()
     found = ports.Ports()
 

@@ -25,6 +25,7 @@ from common.protocols.agent import (
     CreateSandboxRequest,
     Empty,
     ExecProcessRequest,
+    RemoveContainerRequest,
     SignalProcessRequest,
     Storage,
     WaitProcessRequest,
@@ -33,7 +34,7 @@ from common.protocols.agent import (
 from common.testing.guest_vm import AgentError, GuestVm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from common.testing.guest_vm import AgentClient, Stream
@@ -96,22 +97,38 @@ class GuestSandbox:
         stdin: bool = False,
         terminal: bool = False,
         adjust: Callable[[oci.Spec], object] = lambda _: None,
+        storages: Sequence[Storage] = (),
         **namespaces: str,
     ) -> Task:
-        """Create a container; ``adjust`` changes its specification, ``namespaces`` are paths of namespaces to join."""
+        """Create a container.
+
+        Args:
+            args: what it runs.
+            stdin: whether it has standard input.
+            terminal: whether it has a terminal.
+            adjust: changes its specification.
+            storages: what is to be mounted first; the first is its root.
+            namespaces: paths of namespaces to join.
+        """
         container_id = f"c{next(self._ids)}"
         task = Task(self, container_id, container_id, stdin=stdin, terminal=terminal)
-        spec = container_spec(f"{SHARE_MOUNT_POINT}/base/rootfs", *args, terminal=terminal, **namespaces)
+        root = storages[0].mount_point if storages else f"{SHARE_MOUNT_POINT}/base/rootfs"
+        spec = container_spec(root, *args, terminal=terminal, **namespaces)
         adjust(spec)
         request = CreateContainerRequest(
             container_id=container_id,
             exec_id=container_id,
+            storages=list(storages),
             oci=spec,
             stdin_port=task.stdin.number if task.stdin else 0,
             stdout_port=task.stdout.number,
             stderr_port=task.stderr.number if task.stderr else 0,
         )
-        self.agent.ask("CreateContainer", request, Empty)
+        try:
+            self.agent.ask("CreateContainer", request, Empty)
+        except AgentError:
+            task.close()
+            raise
         return task
 
     def run(
@@ -120,10 +137,11 @@ class GuestSandbox:
         stdin: bool = False,
         terminal: bool = False,
         adjust: Callable[[oci.Spec], object] = lambda _: None,
+        storages: Sequence[Storage] = (),
         **namespaces: str,
     ) -> Task:
         """Create a container and start it."""
-        task = self.create(*args, stdin=stdin, terminal=terminal, adjust=adjust, **namespaces)
+        task = self.create(*args, stdin=stdin, terminal=terminal, adjust=adjust, storages=storages, **namespaces)
         task.start()
         return task
 
@@ -184,6 +202,10 @@ class Task:
         self.signal(9, to_all=True)
         self.stdout.read_all()
         self.wait()
+
+    def remove(self) -> None:
+        """Have the guest forget the container and give back what it stood on."""
+        self._sandbox.agent.ask("RemoveContainer", RemoveContainerRequest(container_id=self.container_id), Empty)
 
     def close(self) -> None:
         """Give the ports back."""

@@ -38,7 +38,7 @@ from common.protocols.agent import AGENT_SERVICE, SHARE_TAG
 from common.ttrpc import frames
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 M = TypeVar("M", bound=Message)
 
@@ -134,11 +134,30 @@ class GuestVm:
                 )
         with self._open("qmp") as qmp:
             backend = {"type": "socket", "data": {"addr": _unix_address(self.path("virtiofs")), "server": False}}
+            device = {"driver": "vhost-user-fs-pci", "id": "share", "chardev": "share", "tag": SHARE_TAG, "bus": "hp0"}
             _execute(qmp, "qmp_capabilities")
-            _execute(qmp, "chardev-add", id="share", backend=backend)
-            _execute(
-                qmp, "device_add", driver="vhost-user-fs-pci", id="share", chardev="share", tag=SHARE_TAG, bus="hp0"
-            )
+            _execute(qmp, "chardev-add", {"id": "share", "backend": backend})
+            _execute(qmp, "device_add", device)
+
+    def plug_disk(self, image: Path, serial: str, *, slot: int = 1, lun: int | None = None) -> None:
+        """Hot-plug a disk: behind the bridge, or with a ``lun``, to the SCSI controller. It is named by its serial."""
+        with self._open("qmp") as qmp:
+            _execute(qmp, "qmp_capabilities")
+            file = {"driver": "file", "filename": str(image)}
+            _execute(qmp, "blockdev-add", {"driver": "raw", "node-name": f"n{serial}", "file": file})
+            if lun is None:
+                where = {"driver": "virtio-blk-pci", "bus": "bridge0", "addr": f"{slot:#x}", "disable-legacy": "on"}
+            else:
+                where = {"driver": "scsi-hd", "bus": "scsi0.0", "scsi-id": "0", "lun": f"{lun}"}
+            device = {**where, "id": f"d{serial}", "drive": f"n{serial}", "serial": serial}
+            _execute(qmp, "device_add", device)
+
+    def unplug_disk(self, serial: str) -> None:
+        """Remove a disk and wait until the guest has let go."""
+        with self._open("qmp") as qmp:
+            _execute(qmp, "qmp_capabilities")
+            _execute(qmp, "device_del", {"id": f"d{serial}"}, until=("DEVICE_DELETED", f"d{serial}"))
+            _execute(qmp, "blockdev-del", {"node-name": f"n{serial}"})
 
     def _open(self, name: str) -> socket.socket:
         """Connect to one of QEMU's sockets, which are there before QEMU runs the guest."""
@@ -162,6 +181,9 @@ class GuestVm:
             "-serial", f"file:{self.path('console')}",
             "-qmp", f"unix:{self.path('qmp')},server=on,wait=off",
             "-device", "pcie-root-port,id=hp0,bus=pcie.0,addr=4,chassis=1,slot=1",
+            "-device", "pci-bridge,id=bridge0,bus=pcie.0,addr=5,chassis_nr=2,shpc=off,"
+                       "io-reserve=4k,mem-reserve=1m,pref64-reserve=1m",
+            "-device", "virtio-scsi-pci,id=scsi0,bus=pcie.0,addr=6",
             "-device", "virtio-serial-pci,max_ports=31",
             *(argument for name, port in ports.items() for argument in (
                 "-chardev", f"socket,id={name},path={self.path(name)},server=on,wait=off",
@@ -289,12 +311,21 @@ def _unix_address(path: Path) -> dict[str, object]:
     return {"type": "unix", "data": {"path": str(path)}}
 
 
-def _execute(qmp: socket.socket, command: str, **arguments: object) -> None:
-    qmp.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
+def _execute(
+    qmp: socket.socket,
+    command: str,
+    arguments: Mapping[str, object] | None = None,
+    until: tuple[str, str] | None = None,
+) -> None:
+    """Run a command; wait for its answer and, if one is named, for an event about a device."""
+    qmp.sendall(json.dumps({"execute": command, "arguments": arguments or {}}).encode())
+    is_answered = is_heard = False
     with qmp.makefile() as lines:
         for line in lines:
             message = json.loads(line)
             if "error" in message:
                 raise RuntimeError(f"{command}: {message['error']['desc']}")
-            if "return" in message:
+            is_answered = is_answered or "return" in message
+            is_heard = is_heard or until == (message.get("event"), message.get("data", {}).get("device"))
+            if is_answered and (is_heard or until is None):
                 return

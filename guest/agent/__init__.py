@@ -5,7 +5,8 @@ One thread and one ``epoll``; nothing blocks, nothing polls. Who owns what::
     main        the order in which a guest comes up
     reactor     file descriptors, timers, "soon"
     connection  the agent port: hello, ttrpc frames          rpc       which method answers a call, and with which error
-    service     the verbs of grpc.AgentService               sandbox   containers by id, mounts of the share
+    service     the verbs of grpc.AgentService               sandbox   containers by id, the storages of each
+    storage     what the host plugs: mounted, given back     block     disks by place and serial; modules: drivers
     container   a container and its processes                crun      the OCI runtime: arguments, bundle, its errors
     streams     bytes between a process and its port         ports     virtio ports by name
     reaper      children, ours and orphans                   kernel    system calls that Python does not wrap

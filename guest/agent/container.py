@@ -186,13 +186,13 @@ class Container:
 
         self.kill(on_killed)
 
-    def remove(self, call: Call) -> None:
-        """Kill what runs, clear up and answer."""
+    def remove(self, call: Call, release: Callable[[], str]) -> None:
+        """Kill what runs, clear up and answer; ``release`` gives back what it stood on, or says why it cannot."""
 
         def on_deleted(error: str) -> None:
             self._guest.oom.forget(self.id)
             remove_directory(self._directory)
-            self._answer(call, error)
+            self._answer(call, error + release())
 
         self.kill(lambda _id: self._delete(on_deleted))
 

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import posix
 
-_MAX_SIZE = 1 << 20
+_CHUNK = 1 << 20
 
 
 def read_text(path: str) -> str:
-    """Return a file's text, at most 1 MiB of it, or nothing if there is no such file."""
+    """Return a file's text, or nothing if there is no such file."""
     try:
-        descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+        return read_bytes(path).decode(errors="replace")
     except FileNotFoundError:
         return ""
-    parts = []
-    while part := posix.read(descriptor, _MAX_SIZE):
-        parts.append(part)
-    posix.close(descriptor)
-    return b"".join(parts).decode(errors="replace")
+
+
+def read_bytes(path: str) -> bytes:
+    """Return what is in a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        parts = []
+        while part := posix.read(descriptor, _CHUNK):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        posix.close(descriptor)
 
 
 def write_text(path: str, text: str) -> None:

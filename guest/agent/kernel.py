@@ -12,8 +12,8 @@ import posix
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 MS_BIND, MS_MOVE, MS_REC, MS_PRIVATE = 4096, 8192, 16384, 1 << 18
 MNT_DETACH = 2
-_SYS_FINIT_MODULE = 313
-"""Number of finit_module(2) on x86-64, for which libc has no function."""
+_SYS_INIT_MODULE, _SYS_FINIT_MODULE = 175, 313
+"""Numbers of init_module(2) and finit_module(2) on x86-64, for which libc has no functions."""
 
 
 class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]  # noqa: SLF001  # what ctypes.c_int is
@@ -52,13 +52,22 @@ def mount(source: str, target: str, fstype: str, flags: int = 0, options: str = 
     _check(_mount(source.encode(), target.encode(), fstype.encode(), flags, options.encode()), target)
 
 
-def unmount(target: str) -> None:
-    """Detach a mount now and clean up when it is no longer busy.
+def unmount(target: str, flags: int = 0) -> None:
+    """Unmount; with ``MNT_DETACH``, detach now and clean up when it is no longer busy.
 
     Raises:
         OSError: as umount2(2) fails.
     """
-    _check(_umount2(target.encode(), MNT_DETACH), target)
+    _check(_umount2(target.encode(), flags), target)
+
+
+def load_module_image(image: bytes) -> None:
+    """Load a kernel module from memory.
+
+    Raises:
+        OSError: as init_module(2) fails.
+    """
+    _check(_syscall(_SYS_INIT_MODULE, image, len(image), b""), "module")
 
 
 def load_module(path: str) -> None:

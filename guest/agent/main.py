@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from common.channel import AGENT_PORT
 from common.protocols.health import AGENT_SERVICE, HEALTH_SERVICE
-from guest.agent import health, ports, service, system
+from guest.agent import health, modules, ports, service, system
 from guest.agent.connection import Connection
 from guest.agent.log import log
 from guest.agent.reactor import Reactor
@@ -17,7 +17,7 @@ def main() -> None:
     system.open_console()
     reactor = Reactor()
     uevents = ports.Uevents(reactor)
-    system.load_modules("boot")
+    modules.load("boot")
     system.prepare_for_containers()
     found = ports.Ports()
     router = Router({HEALTH_SERVICE: health.METHODS, AGENT_SERVICE: service.methods(reactor, uevents, found)})

@@ -1,18 +1,13 @@
-"""The sandbox: the directory that the host shares, and the containers.
-
-The share is hot-plugged just before it is to be mounted, so the guest may not have seen it yet: mounting fails until
-the driver has found the device, and is tried again whenever the kernel has news of a device.
-"""
+"""The sandbox: the directory that the host shares, the containers, and the storages of each."""
 
 from __future__ import annotations
 
-import errno
-
 from common import status
-from guest.agent import kernel
-from guest.agent.files import make_directories, write_text
+from common.protocols.agent import Empty
+from guest.agent.files import write_text
 from guest.agent.log import log
 from guest.agent.rpc import RpcError
+from guest.agent.storage import Storages
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,10 +17,9 @@ if TYPE_CHECKING:
     from guest.agent.container import Container
     from guest.agent.ports import Uevents
     from guest.agent.process import Guest
+    from guest.agent.rpc import Call
+    from guest.agent.storage import Mounted
 
-STORAGE_DRIVER = "virtio-fs"
-_FSTYPE = "virtiofs"
-_DEVICE_TIMEOUT_S = 10
 _KILL_TIMEOUT_S = 5
 
 
@@ -35,7 +29,9 @@ class Sandbox:
     def __init__(self, guest: Guest, uevents: Uevents) -> None:
         self.guest = guest
         self.containers: dict[str, Container] = {}
-        self._uevents = uevents
+        self._storages = Storages(guest.reactor, uevents)
+        self._mounted: list[Mounted] = []
+        self._of_containers: dict[str, list[Mounted]] = {}
 
     def container(self, container_id: str) -> Container:
         """Return a container.
@@ -53,25 +49,53 @@ class Sandbox:
         write_text("/proc/sys/kernel/hostname", hostname)
 
     def mount(self, storages: list[Storage], done: Callable[[str], None]) -> None:
-        """Mount one after the other; ``done`` gets an empty text or the first error."""
-        if not storages:
-            done("")
-            return
-        first, *others = storages
-        check_storage(first)
-        self._mount(first, lambda error: done(error) if error else self.mount(others, done))
+        """Mount what all containers share; ``done`` gets an empty text or the first error."""
+        self._storages.mount(storages, self._mounted, done)
+
+    def create(self, container_id: str, storages: list[Storage], make: Callable[[], Container], call: Call) -> None:
+        """Mount what a container needs, make it, and answer; a container that cannot be made leaves nothing mounted.
+
+        Raises:
+            RpcError: there is one of that id.
+        """
+        if container_id in self._of_containers:
+            raise RpcError(status.ALREADY_EXISTS, f"container {container_id} exists")
+        mounted = self._of_containers[container_id] = []
+
+        def done(error: str) -> None:
+            code = status.UNAVAILABLE
+            if not error:
+                try:
+                    self.containers[container_id] = make()
+                except RpcError as err:
+                    code, error = err.code, err.text
+                except OSError as err:
+                    code, error = status.INTERNAL, f"container {container_id}: {err}"
+            if error:
+                call.fail(code, error + self._release(container_id))
+            else:
+                call.reply(Empty())
+
+        self._storages.mount(storages, mounted, done)
+
+    def remove(self, container_id: str, call: Call) -> None:
+        """Remove a container, whatever it does, give its storages back, and answer.
+
+        Raises:
+            RpcError: there is none of that id.
+        """
+        self.container(container_id).remove(call, lambda: self._release(container_id))
+        del self.containers[container_id]
 
     def destroy(self, done: Callable[[], None]) -> None:
-        """End every container and call back: then all that they wrote is with the host.
-
-        A share keeps nothing back: FUSE without a writeback cache hands on each write at once, and what was written to
-        a mapping when its file is unmapped (fs/fuse/file.c, fuse_vma_close). So it is neither synced nor unmounted,
-        either of which would have virtiofsd sync the host's whole file system.
-        """
+        """End every container and call back: then all that they wrote is with the host."""
         left = set(self.containers)
 
         def finish() -> None:
             timer.cancel()
+            for mounted in (*self._of_containers.values(), self._mounted):
+                while mounted:
+                    mounted.pop().unmount_at_the_end()
             done()
 
         def on_empty(container_id: str) -> None:
@@ -86,51 +110,13 @@ class Sandbox:
         for container in self.containers.values():
             container.end(on_empty)
 
-    def _mount(self, storage: Storage, done: Callable[[str], None]) -> None:
-        """Mount one storage as soon as its device is there."""
-        make_directories(storage.mount_point)
-
-        def attempt() -> None:
-            error = _try_mount(storage)
-            if error is None:
-                return
-            timer.cancel()
-            self._uevents.unlisten(attempt)
-            done(error)
-
-        def give_up() -> None:
-            self._uevents.unlisten(attempt)
-            done(f"no {storage.driver} device with tag {storage.source!r} appeared within {_DEVICE_TIMEOUT_S} s")
-
-        timer = self.guest.reactor.later(_DEVICE_TIMEOUT_S, give_up)
-        self._uevents.listen(attempt)
-        attempt()
-
-
-def check_storage(storage: Storage) -> None:
-    """Refuse a storage that this agent cannot mount.
-
-    Raises:
-        RpcError: it is not a virtio-fs share.
-    """
-    if storage.driver != STORAGE_DRIVER or storage.fstype != _FSTYPE:
-        raise RpcError(
-            status.UNIMPLEMENTED,
-            f"storage {storage.source!r} of driver {storage.driver!r} and type {storage.fstype!r} is not supported",
-        )
-    if not storage.mount_point.startswith("/"):
-        raise RpcError(status.INVALID_ARGUMENT, f"mount point {storage.mount_point!r} is not absolute")
-
-
-def _try_mount(storage: Storage) -> str | None:
-    """Return an empty text if it is mounted, an error if it cannot be, or None if its device is not there."""
-    try:
-        kernel.mount(storage.source, storage.mount_point, storage.fstype, options=",".join(storage.options))
-    except OSError as err:
-        if (
-            err.errno == errno.EINVAL
-        ):  # what virtio_fs_get_tree (fs/fuse/virtio_fs.c) says of a tag that it has not seen
-            return None
-        return f"cannot mount {storage.source!r} at {storage.mount_point}: {err}"
-    log("info", "mounted", source=storage.source, target=storage.mount_point)
-    return ""
+    def _release(self, container_id: str) -> str:
+        """Give a container's storages back; return an empty text, or which of them it still uses."""
+        stuck = []
+        for mounted in reversed(self._of_containers.pop(container_id)):
+            try:
+                mounted.unmount()
+            except OSError as err:
+                log("error", "storage not given back", target=mounted.mount_point, error=str(err))
+                stuck.append(mounted.mount_point)
+        return f"; in use: {', '.join(stuck)}" if stuck else ""

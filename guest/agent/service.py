@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from common import status
 from common.protocols import agent as messages
+from guest.agent import storage
 from guest.agent.container import Container
 from guest.agent.crun import Crun
 from guest.agent.files import read_text
@@ -11,7 +12,7 @@ from guest.agent.health import VERSION
 from guest.agent.process import Guest, Streams
 from guest.agent.reaper import Reaper
 from guest.agent.rpc import RpcError
-from guest.agent.sandbox import STORAGE_DRIVER, Sandbox
+from guest.agent.sandbox import Sandbox
 from guest.agent.streams import StreamPorts
 
 TYPE_CHECKING = False
@@ -70,6 +71,7 @@ class Service:
             else:
                 call.reply(messages.Empty())
 
+        storage.check(request.storages)
         self._sandbox.mount(request.storages, done)
 
     def destroy_sandbox(self, _request: messages.Empty, call: Call) -> None:
@@ -79,24 +81,24 @@ class Service:
     def get_guest_details(self, request: messages.GuestDetailsRequest, _call: Call) -> messages.GuestDetailsResponse:
         """Say what this agent is."""
         details = messages.AgentDetails(
-            version=VERSION, init_daemon=True, storage_handlers=[STORAGE_DRIVER], supports_seccomp=True
+            version=VERSION, init_daemon=True, storage_handlers=list(storage.DRIVERS), supports_seccomp=True
         )
         block_size = read_text("/sys/devices/system/memory/block_size_bytes") if request.mem_block_size else ""
         return messages.GuestDetailsResponse(agent_details=details, mem_block_size_bytes=int(block_size or "0", 16))
 
-    def create_container(self, request: messages.CreateContainerRequest, _call: Call) -> messages.Empty:
-        """Check the request and write the bundle; nothing is started."""
+    def create_container(self, request: messages.CreateContainerRequest, call: Call) -> None:
+        """Check the request, mount its storages and write the bundle; nothing is started."""
         container_id = request.container_id
-        if container_id in self._sandbox.containers:
-            raise RpcError(status.ALREADY_EXISTS, f"container {container_id} exists")
-        if request.storages:
-            raise RpcError(status.UNIMPLEMENTED, "storages of a container are not supported by this agent")
         spec = request.oci
         if spec is None or spec.root is None or spec.process is None or not spec.process.args:
             raise RpcError(status.INVALID_ARGUMENT, f"container {container_id}: specification without root or process")
+        storage.check(request.storages)
         streams = _streams(request, is_terminal=spec.process.terminal)
-        self._sandbox.containers[container_id] = Container(self._sandbox.guest, container_id, spec, streams)
-        return messages.Empty()
+
+        def make() -> Container:
+            return Container(self._sandbox.guest, container_id, spec, streams)
+
+        self._sandbox.create(container_id, request.storages, make, call)
 
     def start_container(self, request: messages.ContainerRequest, call: Call) -> None:
         """Start the container's first process."""
@@ -127,8 +129,7 @@ class Service:
 
     def remove_container(self, request: messages.RemoveContainerRequest, call: Call) -> None:
         """Remove a container, whatever it does."""
-        self._sandbox.container(request.container_id).remove(call)
-        del self._sandbox.containers[request.container_id]
+        self._sandbox.remove(request.container_id, call)
 
     def exec_process(self, request: messages.ExecProcessRequest, call: Call) -> None:
         """Start another process in a container."""

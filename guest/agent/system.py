@@ -1,4 +1,4 @@
-"""Makes a system of the bare kernel: mounts, modules, a root that containers can leave, the loopback interface."""
+"""Makes a system of the bare kernel: mounts, a root that containers can leave, the loopback interface."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import posix
 import struct
 
 from guest.agent import kernel
-from guest.agent.files import make_directories, read_text
+from guest.agent.files import make_directories
 
-_MODULES = "/lib/modules"
 _CONSOLE = "/dev/console"
 _NEW_ROOT = "/run/root"
 
@@ -35,12 +34,6 @@ def open_console() -> None:
         posix.dup2(console, descriptor)
     if console > 2:
         posix.close(console)
-
-
-def load_modules(purpose: str) -> None:
-    """Load the modules that the image lists for a purpose, in its order."""
-    for name in read_text(f"{_MODULES}/{purpose}").split():
-        kernel.load_module(f"{_MODULES}/{name}.ko")
 
 
 def prepare_for_containers() -> None:

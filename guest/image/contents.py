@@ -6,6 +6,7 @@ import re
 import struct
 import subprocess
 import tempfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from common.errors import NotFoundError
 from guest.image.cpio import Archive
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 LIBRARIES = "lib/x86_64-linux-gnu"
 _LOADER = f"{LIBRARIES}/ld-linux-x86-64.so.2"
@@ -22,8 +23,17 @@ _PYTHON = "usr/bin/python3.11"
 _STANDARD_LIBRARY = "usr/lib/python3.11"
 _CRUN = "usr/bin/crun"
 
-_MODULES = {"boot": ("virtio_pci", "virtio_console", "virtiofs")}
-"""Kernel modules by what the agent loads them for."""
+_MODULES_AT_BOOT = ("virtio_pci", "virtio_console", "virtiofs")
+"""Kernel modules that every guest loads."""
+
+_MODULES_ON_DEMAND = {
+    "blk": ("virtio_blk",),
+    "scsi": ("virtio_scsi", "sd_mod"),
+    "erofs": ("erofs",),
+    "overlay": ("overlay",),
+    "xfs": ("xfs",),
+}
+"""Kernel modules by what the agent loads them for: a kind of disk or a type of file system. ext4 is in the kernel."""
 
 _INIT = b"""#!/usr/bin/python3.11 -ISE
 import sys
@@ -64,14 +74,24 @@ def initrd(root: Path) -> bytes:
 def _add_modules(archive: Archive, root: Path) -> None:
     """Add the kernel's modules and, per purpose, the order in which to load them."""
     found = {path.stem: path for path in root.glob("lib/modules/*/kernel/**/*.ko")}
-    added: set[str] = set()
-    for purpose, names in _MODULES.items():
-        needed = dict.fromkeys(module for name in names for module in _with_dependencies(name, found))
-        order = [name for name in needed if name not in added]
-        added.update(order)
-        archive.add_file(f"/lib/modules/{purpose}", "\n".join(order).encode())
+    always = _load_order(_MODULES_AT_BOOT, found)
+    _add_list(archive, "boot", (f"{name}.ko" for name in always))
+    for name in always:
+        archive.add_file(f"/lib/modules/{name}.ko", without_signature(found[name].read_bytes()))
+    for purpose, names in _MODULES_ON_DEMAND.items():
+        order = [name for name in _load_order(names, found) if name not in always]
+        _add_list(archive, purpose, (f"{name}.ko.z" for name in order))
         for name in order:
-            archive.add_file(f"/lib/modules/{name}.ko", without_signature(found[name].read_bytes()))
+            archive.add_file(f"/lib/modules/{name}.ko.z", zlib.compress(without_signature(found[name].read_bytes())))
+
+
+def _load_order(names: Iterable[str], found: dict[str, Path]) -> list[str]:
+    """Return modules and what they need, each behind what it needs itself."""
+    return list(dict.fromkeys(module for name in names for module in _with_dependencies(name, found)))
+
+
+def _add_list(archive: Archive, purpose: str, files: Iterable[str]) -> None:
+    archive.add_file(f"/lib/modules/{purpose}", "\n".join(files).encode())
 
 
 def without_signature(module: bytes) -> bytes:

@@ -1,0 +1,126 @@
+"""Disks: found in sysfs by where they are plugged and by the serial that the host gave this attach.
+
+A slot may be used again, and a name like ``/dev/vda`` is the first free one; neither says which disk it is. Both are
+looked at, and only a disk with the right serial counts. A host that gives no serial (upstream's) has only the place.
+
+::
+
+    /sys/devices/pci0000:00/0000:00:04.0/0000:01:01.0/virtio3/block/vda      PCI path 04/01
+    /sys/bus/scsi/devices/2:0:0:5/block/sda                                  SCSI address 0:5
+
+Sources: Documentation/ABI/stable/sysfs-block of Linux (``serial``), Documentation/scsi/scsi_mid_low_api.rst (``scan``,
+``delete``), SPC-4 7.8.15 for the unit serial number page: four bytes of header, then the serial.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from common import status
+from guest.agent.files import read_bytes, write_text
+from guest.agent.rpc import RpcError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_PCI_ROOT = "/sys/devices/pci0000:00"
+_SCSI_DEVICES = "/sys/bus/scsi/devices"
+_SCSI_HOSTS = "/sys/class/scsi_host"
+_SERIAL_PAGE_HEADER = 4
+
+
+def find_by_pci_path(path: str, serial: str) -> str | None:
+    """Return the node of the virtio disk at a PCI path, or None if it is not there (yet).
+
+    Raises:
+        RpcError: that is no PCI path.
+    """
+    directory: str | None = _PCI_ROOT
+    for part in path.split("/"):
+        directory = _child(directory, f":{_slot(path, part)}") if directory else None
+    device = _child(directory, "", "virtio") if directory else None
+    name = _first(f"{device}/block") if device else None
+    return _node(name, serial, _virtio_serial) if name else None
+
+
+def find_by_scsi_address(address: str, serial: str) -> str | None:
+    """Return the node of the SCSI disk at ``<target>:<lun>``, or None if it is not there (yet).
+
+    Raises:
+        RpcError: that is no SCSI address.
+    """
+    target, lun = _scsi_numbers(address)
+    device = _child(_SCSI_DEVICES, f":0:{target}:{lun}")
+    name = _first(f"{device}/block") if device else None
+    return _node(name, serial, _scsi_serial) if name else None
+
+
+def scan_scsi(address: str) -> None:
+    """Have the kernel look for a disk, which it does not by itself if it was started so (``scsi_mod.scan=none``)."""
+    target, lun = _scsi_numbers(address)
+    for host in _names(_SCSI_HOSTS):
+        write_text(f"{_SCSI_HOSTS}/{host}/scan", f"0 {target} {lun}")
+
+
+def let_go_of_scsi(node: str) -> None:
+    """Have the kernel give a SCSI disk up. The hypervisor takes it away without asking."""
+    try:
+        write_text(f"/sys/block/{node.rpartition('/')[2]}/device/delete", "1")
+    except FileNotFoundError:
+        return  # it has gone already
+
+
+def _slot(path: str, part: str) -> str:
+    """Return a part of a PCI path, ``04`` or ``04.0``, as sysfs writes it."""
+    slot, _, function = part.partition(".")
+    try:
+        return f"{int(slot, 16):02x}.{int(function or '0', 16):x}"
+    except ValueError:
+        raise RpcError(status.INVALID_ARGUMENT, f"{path!r} is not a PCI path") from None
+
+
+def _scsi_numbers(address: str) -> tuple[int, int]:
+    target, _, lun = address.partition(":")
+    try:
+        return int(target), int(lun)
+    except ValueError:
+        raise RpcError(status.INVALID_ARGUMENT, f"{address!r} is not a SCSI address") from None
+
+
+def _names(directory: str) -> list[str]:
+    """Return what is in a directory of the kernel; nothing if it has gone or never was."""
+    try:
+        return sorted(posix.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _child(directory: str, ending: str, beginning: str = "") -> str | None:
+    for name in _names(directory):
+        if name.startswith(beginning) and name.endswith(ending):
+            return f"{directory}/{name}"
+    return None
+
+
+def _first(directory: str) -> str | None:
+    return next(iter(_names(directory)), None)
+
+
+def _virtio_serial(name: str) -> bytes:
+    return read_bytes(f"/sys/block/{name}/serial")
+
+
+def _scsi_serial(name: str) -> bytes:
+    return read_bytes(f"/sys/block/{name}/device/vpd_pg80")[_SERIAL_PAGE_HEADER:]
+
+
+def _node(name: str, serial: str, read_serial: Callable[[str], bytes]) -> str | None:
+    """Return a disk's node if it is complete and the one that is meant."""
+    node = f"/dev/{name}"
+    try:
+        posix.stat(node)
+        found = read_serial(name).strip(b"\0 \n").decode(errors="replace") if serial else ""
+    except OSError:  # it comes or goes just now: there will be news
+        return None
+    return node if found == serial else None

@@ -1,0 +1,228 @@
+"""Storages: what the host plugs and the guest mounts, and how it is given back.
+
+A device is hot-plugged just before it is to be mounted, so the guest may not have seen it yet: each attempt to mount
+that finds no device is repeated whenever the kernel has news of one, and never by time.
+
+Which drivers there are is a table. ``blk`` and ``scsi`` are named, and their sources written, as upstream's agent has
+them; the serial comes as a driver option, ``serial=<serial>``, which upstream's agent does not look at.
+"""
+
+from __future__ import annotations
+
+import errno
+import posix
+
+from common import status
+from common.mount_options import parse_options
+from guest.agent import kernel, modules
+from guest.agent.files import make_directories
+from guest.agent.log import log
+from guest.agent.rpc import RpcError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from common.protocols.agent import Storage
+    from guest.agent.ports import Uevents
+    from guest.agent.reactor import Reactor
+
+    Done = Callable[[str], None]
+
+_SERIAL_OPTION = "serial="
+_DEVICE_TIMEOUT_S = 10
+
+
+class Driver:
+    """One kind of storage."""
+
+    module = ""
+    """For which purpose modules are needed (``modules``)."""
+    keeps_writes = True
+    """Whether what was written may still be in the guest's memory."""
+
+    def look_for(self, storage: Storage) -> None:
+        """Have the kernel look for the device, if it would not by itself."""
+
+    def source(self, storage: Storage, serial: str) -> str | None:
+        """Return what to mount, or None if it is not there yet.
+
+        Raises:
+            RpcError: the storage names no device.
+        """
+        raise NotImplementedError
+
+    def let_go(self, source: str) -> None:
+        """Give the device up, as far as the host cannot ask for that."""
+
+
+class VirtioFs(Driver):
+    """A directory of the host, by tag. Only the attempt to mount it tells whether it is there.
+
+    FUSE without a writeback cache hands on each write at once, and what was written to a mapping when its file is
+    unmapped (fs/fuse/file.c, fuse_vma_close); to unmount it would have virtiofsd sync the host's whole file system.
+    """
+
+    keeps_writes = False
+
+    def source(self, storage: Storage, serial: str) -> str | None:
+        """Return the tag."""
+        return storage.source
+
+
+class Blk(Driver):
+    """A virtio disk, by PCI path."""
+
+    module = "blk"
+
+    def source(self, storage: Storage, serial: str) -> str | None:
+        """Return the disk's node."""
+        from guest.agent import block
+
+        return block.find_by_pci_path(storage.source, serial)
+
+
+class Scsi(Driver):
+    """A SCSI disk, by address."""
+
+    module = "scsi"
+
+    def look_for(self, storage: Storage) -> None:
+        """Scan for it."""
+        from guest.agent import block
+
+        block.scan_scsi(storage.source)
+
+    def source(self, storage: Storage, serial: str) -> str | None:
+        """Return the disk's node."""
+        from guest.agent import block
+
+        return block.find_by_scsi_address(storage.source, serial)
+
+    def let_go(self, source: str) -> None:
+        """Delete the SCSI device."""
+        from guest.agent import block
+
+        block.let_go_of_scsi(source)
+
+
+DRIVERS: dict[str, Driver] = {"virtio-fs": VirtioFs(), "blk": Blk(), "scsi": Scsi()}
+
+
+class Mounted:
+    """A storage that is mounted."""
+
+    def __init__(self, mount_point: str, source: str, driver: Driver) -> None:
+        self.mount_point = mount_point
+        self._source = source
+        self._driver = driver
+
+    def unmount(self) -> None:
+        """Write back what is written, unmount, give the device up.
+
+        Raises:
+            OSError: something still uses it; the device stays the guest's.
+        """
+        kernel.unmount(self.mount_point)
+        self._driver.let_go(self._source)
+
+    def unmount_at_the_end(self) -> None:
+        """See to it that the host has all that was written, whoever still uses it: the guest ends."""
+        if not self._driver.keeps_writes:
+            return
+        try:
+            kernel.unmount(self.mount_point)
+        except OSError:
+            kernel.unmount(self.mount_point, kernel.MNT_DETACH)
+
+
+class Storages:
+    """Mounts storages, each as soon as its device is there."""
+
+    def __init__(self, reactor: Reactor, uevents: Uevents) -> None:
+        self._reactor = reactor
+        self._uevents = uevents
+
+    def mount(self, storages: list[Storage], mounted: list[Mounted], done: Done) -> None:
+        """Mount one after the other.
+
+        Args:
+            storages: what to mount.
+            mounted: takes what is mounted, as it is.
+            done: gets an empty text, or the first error.
+        """
+        if not storages:
+            done("")
+            return
+        first, *others = storages
+        self._mount(first, mounted, lambda error: done(error) if error else self.mount(others, mounted, done))
+
+    def _mount(self, storage: Storage, mounted: list[Mounted], done: Done) -> None:
+        driver = DRIVERS[storage.driver]
+        try:
+            modules.load(driver.module)
+            modules.load(storage.fstype)
+            make_directories(storage.mount_point)
+            driver.look_for(storage)
+        except OSError as err:
+            done(f"cannot prepare to mount {storage.source!r} at {storage.mount_point}: {err}")
+            return
+
+        def attempt() -> None:
+            source = driver.source(storage, _serial(storage))
+            error = None if source is None else _try_mount(source, storage)
+            if source is None or error is None:
+                return
+            timer.cancel()
+            self._uevents.unlisten(attempt)
+            if not error:
+                mounted.append(Mounted(storage.mount_point, source, driver))
+            done(error)
+
+        def give_up() -> None:
+            self._uevents.unlisten(attempt)
+            done(f"no {storage.driver} device {_name(storage)} appeared within {_DEVICE_TIMEOUT_S} s")
+
+        timer = self._reactor.later(_DEVICE_TIMEOUT_S, give_up)
+        self._uevents.listen(attempt)
+        attempt()
+
+
+def check(storages: list[Storage]) -> None:
+    """Refuse what this agent cannot mount, before anything is.
+
+    Raises:
+        RpcError: why.
+    """
+    for storage in storages:
+        if storage.driver not in DRIVERS:
+            raise RpcError(
+                status.UNIMPLEMENTED, f"storage {storage.source!r} of driver {storage.driver!r} is not supported"
+            )
+        if not storage.mount_point.startswith("/"):
+            raise RpcError(status.INVALID_ARGUMENT, f"mount point {storage.mount_point!r} is not absolute")
+        DRIVERS[storage.driver].source(storage, _serial(storage))
+
+
+def _serial(storage: Storage) -> str:
+    options = storage.driver_options
+    return next((option[len(_SERIAL_OPTION) :] for option in options if option.startswith(_SERIAL_OPTION)), "")
+
+
+def _name(storage: Storage) -> str:
+    serial = _serial(storage)
+    return f"{storage.source!r} with serial {serial}" if serial else repr(storage.source)
+
+
+def _try_mount(source: str, storage: Storage) -> str | None:
+    """Return an empty text if it is mounted, an error if it cannot be, or None if its device is not there."""
+    flags, data = parse_options(storage.options)
+    try:
+        kernel.mount(source, storage.mount_point, storage.fstype, flags, data)
+    except OSError as err:
+        # What virtio_fs_get_tree (fs/fuse/virtio_fs.c) says of a tag that it has not seen.
+        if err.errno == errno.EINVAL and storage.fstype == "virtiofs":
+            return None
+        return f"cannot mount {storage.fstype} {source!r} at {storage.mount_point}: {posix.strerror(err.errno or 0)}"
+    log("info", "mounted", source=source, target=storage.mount_point)
+    return ""

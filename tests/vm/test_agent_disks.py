@@ -1,0 +1,185 @@
+"""The agent in a real VM: disks, found by place and serial, mounted, given back."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from common import status
+from common.protocols.agent import AGENT_SERVICE, CreateContainerRequest, Empty, Storage
+from common.testing.guest_sandbox import GuestSandbox, Task, container_spec, make_busybox_rootfs
+from common.testing.guest_vm import AgentError
+from common.testing.stack import GUEST
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_ids = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[GuestSandbox]:
+    with GuestSandbox(GUEST / "vmlinux", GUEST / "initrd.img") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("content") / "rootfs"
+    make_busybox_rootfs(directory)
+    (directory / "hello").write_text("from the disk")
+    return directory
+
+
+@pytest.fixture
+def ext4(content: Path, tmp_path: Path) -> Path:
+    """A disk with a root file system."""
+    path = tmp_path / "ext4"
+    command = ["/sbin/mkfs.ext4", "-q", "-F", "-d", str(content), str(path), "8M"]
+    subprocess.run(command, check=True)
+    return path
+
+
+def storage(driver: str, source: str, serial: str, *options: str, fstype: str = "ext4") -> Storage:
+    return Storage(
+        driver=driver,
+        driver_options=[f"serial={serial}"],
+        source=source,
+        fstype=fstype,
+        options=list(options),
+        mount_point=f"/run/kata-containers/{serial}/rootfs",
+    )
+
+
+def new_serial() -> str:
+    return f"{next(_ids):020x}"
+
+
+def output(task: Task) -> str:
+    said = task.stdout.read_all().decode()
+    assert task.wait() == 0, said
+    return said
+
+
+def seen_disks(sandbox: GuestSandbox) -> list[str]:
+    """Return the disks that the guest's kernel has."""
+    task = sandbox.run("ls", "/sys/block")
+    disks = output(task).split()
+    task.remove()
+    return disks
+
+
+PLACES = [("blk", "05/01", None), ("scsi", "0:7", 7)]
+
+
+@pytest.mark.parametrize(("driver", "source", "lun"), PLACES)
+def test_a_container_on_a_disk_and_what_it_wrote(
+    sandbox: GuestSandbox, ext4: Path, driver: str, source: str, lun: int | None
+) -> None:
+    said = ""
+    for written in ("first", "second"):
+        serial = new_serial()
+        sandbox.vm.plug_disk(ext4, serial, lun=lun)
+        disk = storage(driver, source, serial)
+        task = sandbox.run("sh", "-c", f"cat hello; echo {written} >> written; cat written", storages=[disk])
+        said = output(task)
+        assert said.startswith("from the disk")
+        task.remove()
+        sandbox.vm.unplug_disk(serial)
+        assert seen_disks(sandbox) == []
+    assert said.endswith("first\nsecond\n"), "what was written is on the disk once the container is removed"
+
+
+def test_the_request_may_come_before_the_device(sandbox: GuestSandbox, ext4: Path) -> None:
+    serial = new_serial()
+    disk = storage("blk", "05/02", serial)
+    spec = container_spec(disk.mount_point, "true")
+    stream = sandbox.vm.stream()
+    request = CreateContainerRequest(container_id="early", storages=[disk], oci=spec, stdout_port=stream.number)
+    asked = sandbox.agent.begin(AGENT_SERVICE, "CreateContainer", request)
+    assert seen_disks(sandbox) == []
+    assert not sandbox.agent.is_answered(asked)
+    sandbox.vm.plug_disk(ext4, serial, slot=2)
+    sandbox.agent.finish(asked, Empty)
+    stream.close()
+    task = Task(sandbox, "early", "early", stdin=False, terminal=False)
+    task.remove()
+    task.close()
+    sandbox.vm.unplug_disk(serial)
+
+
+def test_a_disk_with_another_serial_is_not_the_one_that_is_meant(sandbox: GuestSandbox, ext4: Path) -> None:
+    serial = new_serial()
+    sandbox.vm.plug_disk(ext4, serial)
+    wrong = storage("blk", "05/01", "f" * 20)
+    with pytest.raises(AgentError, match=f"no blk device '05/01' with serial {'f' * 20} appeared within 10 s") as error:
+        sandbox.run("true", storages=[wrong])
+    assert error.value.code == status.UNAVAILABLE
+    sandbox.vm.unplug_disk(serial)
+
+
+def test_a_read_only_file_system_of_erofs(sandbox: GuestSandbox, content: Path, tmp_path: Path) -> None:
+    image = tmp_path / "erofs"
+    subprocess.run(["/usr/bin/mkfs.erofs", "--quiet", str(image), str(content)], check=True)
+    serial = new_serial()
+    sandbox.vm.plug_disk(image, serial)
+    disk = storage("blk", "05/01", serial, "ro", fstype="erofs")
+    task = sandbox.run("sh", "-c", "cat hello; touch x 2>&1 || true", storages=[disk])
+    assert "Read-only file system" in output(task)
+    task.remove()
+    sandbox.vm.unplug_disk(serial)
+
+
+@pytest.mark.parametrize(
+    ("fstype", "said"),
+    [("xfs", "Invalid argument|Structure needs cleaning"), ("squashfs", "No such device"), ("../boot", "No such")],
+)
+def test_what_cannot_be_mounted_is_said_and_given_back(
+    sandbox: GuestSandbox, ext4: Path, fstype: str, said: str
+) -> None:
+    """xfs is known to the guest, and finds no file system of its own; squashfs is not known."""
+    serial = new_serial()
+    sandbox.vm.plug_disk(ext4, serial)
+    with pytest.raises(AgentError, match=f"cannot mount {fstype} '/dev/vda' at .*: ({said})"):
+        sandbox.run("true", storages=[storage("blk", "05/01", serial, fstype=fstype)])
+    sandbox.vm.unplug_disk(serial)
+
+
+def test_what_was_mounted_before_the_failure_is_given_back(sandbox: GuestSandbox, ext4: Path) -> None:
+    serial = new_serial()
+    sandbox.vm.plug_disk(ext4, serial, lun=1)
+    root, other = storage("scsi", "0:1", serial), storage("scsi", "0:1", serial, fstype="erofs")
+    other.mount_point += "/mnt"
+    with pytest.raises(AgentError, match="cannot mount erofs"):
+        sandbox.run("true", storages=[root, other])
+    assert seen_disks(sandbox) == [], "a SCSI disk that is given back is gone for the guest"
+    sandbox.vm.unplug_disk(serial)
+
+
+@pytest.mark.parametrize(
+    ("driver", "source", "code"),
+    [
+        ("blk", "zz", status.INVALID_ARGUMENT),
+        ("blk", "", status.INVALID_ARGUMENT),
+        ("blk", "../../vda", status.INVALID_ARGUMENT),
+        ("scsi", "0", status.INVALID_ARGUMENT),
+        ("scsi", "a:b", status.INVALID_ARGUMENT),
+        ("nvdimm", "/dev/pmem0", status.UNIMPLEMENTED),
+    ],
+)
+def test_what_names_no_device_is_refused_at_once(sandbox: GuestSandbox, driver: str, source: str, code: int) -> None:
+    with pytest.raises(AgentError) as error:
+        sandbox.run("true", storages=[storage(driver, source, "0")])
+    assert error.value.code == code
+
+
+def test_a_guest_without_disks_has_no_drivers_for_them() -> None:
+    with GuestSandbox(GUEST / "vmlinux", GUEST / "initrd.img") as fresh:
+        task = fresh.run("cat", "/proc/modules")
+        loaded = {line.split()[0] for line in output(task).splitlines()}
+    assert "virtiofs" in loaded
+    assert not loaded & {"virtio_blk", "virtio_scsi", "sd_mod", "erofs", "xfs", "overlay"}
