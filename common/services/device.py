@@ -29,6 +29,8 @@ class Attach(msgspec.Struct, frozen=True, kw_only=True):
         buses: the VM's hotplug buses, as ``create_vm`` named them.
         spec: what to plug.
         holder: who uses it: a container's id, or empty for the sandbox itself.
+        lease_s: how long the holder may stay unconfirmed, in seconds; a device manager that comes after this one begins
+            it anew. Whoever attaches knows what its guest has to do first, which may be to boot.
     """
 
     sandbox_id: str
@@ -37,6 +39,7 @@ class Attach(msgspec.Struct, frozen=True, kw_only=True):
     buses: tuple[HotplugBus, ...]
     spec: DeviceSpec
     holder: str = ""
+    lease_s: float = 60.0
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,11 +48,13 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: a container's id, or empty for the sandbox itself.
         since: seconds since the epoch.
+        lease_s: how long it may stay unconfirmed, in seconds.
         is_confirmed: whether its guest has found the device; if not, its lease is running.
     """
 
     name: str
     since: float
+    lease_s: float = 60.0
     is_confirmed: bool = False
 
 

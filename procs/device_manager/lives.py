@@ -29,14 +29,12 @@ if TYPE_CHECKING:
     from common.bus.client import BusClient
     from common.bus.events import Publisher
     from common.errors import KataError
-    from common.services.device import Device
+    from common.services.device import Device, Holder
     from common.services.vmm import PresentDevice
     from common.workers import Workers
     from procs.device_manager.rules import Rule
     from procs.device_manager.table import Table, Taken
 
-LEASE_S = 60.0
-"""How long a holder may stay unconfirmed; a successor begins it anew."""
 REMOVAL_TIMEOUT_S = 15.0
 """How long a guest may take to let a device go."""
 
@@ -55,7 +53,6 @@ class Lives:
         publisher: tells who listens what became of a device.
         workers: runs commands and timers.
         sleep: waits for so many seconds.
-        lease_s: see :data:`LEASE_S`.
         removal_timeout_s: see :data:`REMOVAL_TIMEOUT_S`.
         rules: say when a quarantined device's removal may be asked for again.
 
@@ -73,7 +70,6 @@ class Lives:
         workers: Workers,
         *,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        lease_s: float = LEASE_S,
         removal_timeout_s: float = REMOVAL_TIMEOUT_S,
         rules: Iterable[Rule] = RULES,
     ) -> None:
@@ -83,7 +79,6 @@ class Lives:
         self._publisher = publisher
         self._workers = workers
         self._sleep = sleep
-        self._lease_s = lease_s
         self._doubtful = {device.device_id for device in table}
         self._suspects: set[str] = set()
         self._failures: dict[str, KataError] = {}
@@ -203,7 +198,9 @@ class Lives:
         self._workers.spawn(self._publisher.publish(DEVICE_QUARANTINED, device))
 
     def _start_leases(self, device: Device) -> None:
-        self._workers.spawn(self._end_leases(device))
+        for holder in device.holders:
+            if not holder.is_confirmed:
+                self._workers.spawn(self._end_lease(device.device_id, holder))
 
     def _start(self, action: Action, device: Device, seconds: float | None) -> None:
         if seconds is not None:
@@ -217,11 +214,10 @@ class Lives:
         if now is not None and now.state == state and now.removals == device.removals:
             self.happen(device.device_id, event)
 
-    async def _end_leases(self, device: Device) -> None:
-        """Wait, and take away each holder that has not confirmed; the last one takes the device along."""
-        await self._sleep(self._lease_s)
-        for holder in device.holders:
-            now = self.table.get(device.device_id)
-            if now is not None and now.state in USABLE and holder in now.holders and not holder.is_confirmed:
-                log.get().warning("lease ran out", **names(device), holder=holder.name)
-                self.begin(self.table.release(device.device_id, holder.name))
+    async def _end_lease(self, device_id: str, holder: Holder) -> None:
+        """Wait, and take away a holder that has not confirmed; the last one takes the device along."""
+        await self._sleep(holder.lease_s)
+        now = self.table.get(device_id)
+        if now is not None and now.state in USABLE and holder in now.holders:
+            log.get().warning("lease ran out", **names(now), holder=holder.name)
+            self.begin(self.table.release(device_id, holder.name))

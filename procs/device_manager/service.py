@@ -80,7 +80,7 @@ class DeviceService:
             while (held := self._table.holding(request, backing)) is not None and held.state in LEAVING:
                 await self._wait_gone(held)
             if held is not None:
-                device = self._lives.begin(self._table.hold(held.device_id, request.holder))
+                device = self._lives.begin(self._table.hold(held.device_id, request))
             else:
                 device = self._lives.begin(self._table.begin(request, backing))
             return await self._plugged(device)

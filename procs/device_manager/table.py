@@ -129,7 +129,7 @@ class Table:
             since=self._clock(),
             spec=request.spec,
             backing=backing,
-            holders=(Holder(name=request.holder, since=self._clock()),),
+            holders=(self._holder(request),),
         )
         return self._step(device, Event.WANTED, detail=f"{request.spec.source} for {request.holder or 'the sandbox'}")
 
@@ -174,13 +174,13 @@ class Table:
         )
         return self._step(device, event, detail=detail or hypervisor_id)
 
-    def hold(self, device_id: str, name: str) -> Taken:
+    def hold(self, device_id: str, request: Attach) -> Taken:
         """Add a holder, whose lease begins; one that is there already stays as it is."""
         device = self.known(device_id)
-        if name in _names(device):
+        if request.holder in _names(device):
             return device, ()
-        holders = (*device.holders, Holder(name=name, since=self._clock()))
-        return self._step(msgspec.structs.replace(device, holders=holders), Event.HELD, detail=name)
+        holders = (*device.holders, self._holder(request))
+        return self._step(msgspec.structs.replace(device, holders=holders), Event.HELD, detail=request.holder)
 
     def confirm(self, device_id: str, name: str) -> Taken:
         """Note that a holder uses a device.
@@ -235,6 +235,9 @@ class Table:
             self._devices[device.device_id] = stepped
         log.get().info("device", **names(stepped), state=state.value, was=device.state, cause=event.value)
         return stepped, actions
+
+    def _holder(self, request: Attach) -> Holder:
+        return Holder(name=request.holder, since=self._clock(), lease_s=request.lease_s)
 
     def _new_id(self) -> str:
         """Return an id that sorts by age: 20 hexadecimal characters."""

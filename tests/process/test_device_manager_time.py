@@ -39,7 +39,13 @@ class Manager:
 
     async def attach(self, holder: str = "") -> Device:
         wish = Attach(
-            sandbox_id=SANDBOX, hypervisor="qemu", version="7.2.22", buses=BUSES, spec=share("a"), holder=holder
+            sandbox_id=SANDBOX,
+            hypervisor="qemu",
+            version="7.2.22",
+            buses=BUSES,
+            spec=share("a"),
+            holder=holder,
+            lease_s=SHORT_S,
         )
         return await self.service.attach(wish)
 
@@ -58,9 +64,7 @@ async def managing(known: Iterable[Rule] = RULES) -> AsyncIterator[Manager]:
     with run_dir(), Journal() as journal:
         await vms.start()
         async with BusClient() as bus, Publisher(SERVICE) as publisher, Workers() as workers:
-            lives = Lives(
-                Table(journal), bus, publisher, workers, lease_s=SHORT_S, removal_timeout_s=SHORT_S, rules=known
-            )
+            lives = Lives(Table(journal), bus, publisher, workers, removal_timeout_s=SHORT_S, rules=known)
             workers.spawn(News(lives, bus, workers).follow(("qemu",)))
             await vms.is_compared.wait()
             yield Manager(DeviceService(lives, journal, Measures(lives), ("qemu",)), vms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from common import paths
@@ -135,8 +136,9 @@ def test_a_disk_that_is_only_read_may_be_in_many_sandboxes(table: Table) -> None
 
 def test_the_last_holder_takes_the_device_along(table: Table) -> None:
     device_id = plugged(table).device_id
-    assert table.hold(device_id, "c2")[1] == (Action.LEASE,)
-    assert table.hold(device_id, "c2")[1] == (), "who holds it already changes nothing"
+    second = msgspec.structs.replace(wish(SHARE), holder="c2")
+    assert table.hold(device_id, second)[1] == (Action.LEASE,)
+    assert table.hold(device_id, second)[1] == (), "who holds it already changes nothing"
     confirmed, _ = table.confirm(device_id, "c2")
     assert [(holder.name, holder.is_confirmed) for holder in confirmed.holders] == [("c1", False), ("c2", True)]
     assert table.release(device_id, "c1")[0].state == State.ATTACHED
