@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 _SERIAL_OPTION = "serial="
 _DEVICE_TIMEOUT_S = 10
 
+_NOT_YET = {"virtio-fs": errno.EINVAL, "blk": errno.ENXIO, "scsi": errno.ENXIO}
+"""What mount(2) says of a device that is not complete: virtio_fs_get_tree (fs/fuse/virtio_fs.c) of a tag that it has not
+seen, and blkdev_get_no_open (block/bdev.c) of a disk whose node is there before it can be opened (block/genhd.c,
+device_add_disk). There will be news of it."""
+
 
 class Driver:
     """One kind of storage."""
@@ -220,8 +225,7 @@ def _try_mount(source: str, storage: Storage) -> str | None:
     try:
         kernel.mount(source, storage.mount_point, storage.fstype, flags, data)
     except OSError as err:
-        # What virtio_fs_get_tree (fs/fuse/virtio_fs.c) says of a tag that it has not seen.
-        if err.errno == errno.EINVAL and storage.fstype == "virtiofs":
+        if err.errno == _NOT_YET.get(storage.driver):
             return None
         return f"cannot mount {storage.fstype} {source!r} at {storage.mount_point}: {posix.strerror(err.errno or 0)}"
     log("info", "mounted", source=source, target=storage.mount_point)
