@@ -33,8 +33,8 @@ _SERIAL_OPTION = "serial="
 _DEVICE_TIMEOUT_S = 10
 
 _NOT_YET = {"virtio-fs": errno.EINVAL, "blk": errno.ENXIO, "scsi": errno.ENXIO}
-"""What mount(2) says of a device that is not complete: virtio_fs_get_tree (fs/fuse/virtio_fs.c) of a tag that it has not
-seen, and blkdev_get_no_open (block/bdev.c) of a disk whose node is there before it can be opened (block/genhd.c,
+"""What mount(2) says of a device that is not complete: virtio_fs_get_tree (fs/fuse/virtio_fs.c) of a tag that it has
+not seen, and blkdev_get_no_open (block/bdev.c) of a disk whose node is there before it can be opened (block/genhd.c,
 device_add_disk). There will be news of it."""
 
 
