@@ -167,9 +167,10 @@ class TaskService:
         await self._process(request).resize(rows=request.height, columns=request.width)
         return task.Empty()
 
-    async def connect(self, _: task.IdRequest) -> task.ConnectResponse:
-        """Tell who serves. Never an error, as in runc's shim: without a container there is no pid."""
-        pid = self._container.guest.pid if self._container is not None else 0
+    async def connect(self, request: task.IdRequest) -> task.ConnectResponse:
+        """Tell who serves. Never an error, as in runc's shim: without such a container there is no pid."""
+        container = self._container
+        pid = container.guest.pid if container is not None and container.container_id == request.id else 0
         return task.ConnectResponse(shim_pid=os.getpid(), task_pid=pid, version="")
 
     async def delete(self, request: task.StateRequest) -> task.DeleteResponse:

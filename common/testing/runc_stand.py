@@ -1,0 +1,67 @@
+"""runc's shim in the place of ours: what it answers is what clients are used to."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.protocols import task
+from common.testing.guest_sandbox import make_busybox_rootfs
+from common.testing.shim_stand import NAMESPACE, ShimStand, kill
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from common.ttrpc.client import TtrpcClient
+
+
+class RuncStand(ShimStand):
+    """A stand whose shim runs containers with runc on this host; the fakes of our services are not asked."""
+
+    PROGRAM = Path("/usr/bin/containerd-shim-runc-v2")
+
+    _shim = 0
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.bundle = root / self.id  # as containerd names it; the shim's ``delete`` relies on that
+
+    async def run(self, action: str, *, options: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+        """Execute the shim's program; it has no options."""
+        return await super().run(action, options=options or b"")
+
+    async def start(self) -> TtrpcClient:
+        """Start the shim and connect to it."""
+        client = await super().start()
+        asked = task.IdRequest(id=self.id)
+        self._shim = (await self.call(client, "Connect", asked, task.ConnectResponse)).shim_pid
+        return client
+
+    async def delete(self) -> subprocess.CompletedProcess[bytes]:
+        """Execute the ``delete`` action, and end the shim, which that action takes for dead."""
+        done = await super().delete()
+        if self._shim:
+            await kill(self._shim)
+            self.socket_path.unlink(missing_ok=True)
+        return done
+
+    async def end_from_outside(self) -> None:
+        """Kill the container's process."""
+        client = await self.connect()
+        named = task.IdRequest(id=self.id)
+        os.kill((await self.call(client, "Connect", named, task.ConnectResponse)).task_pid, signal.SIGKILL)
+
+    def spec(self) -> dict[str, Any]:
+        """Return what a container of runc needs."""
+        make_busybox_rootfs(self.rootfs)
+        return {
+            **super().spec(),
+            "process": {"args": ["true"], "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": ["PATH=/bin"]},
+            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+            "linux": {
+                "cgroupsPath": f"/{NAMESPACE}/{self.id}",
+                "namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts")],
+            },
+        }
