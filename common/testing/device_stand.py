@@ -21,7 +21,7 @@ from common.bus.wire import Empty, Event
 from common.errors import AlreadyExistsError, InterruptedCallError, KataError, NotFoundError, UnavailableError
 from common.processes import ProcessIdentity
 from common.services import device, vmm
-from common.services.health import HEALTH
+from common.services.health import HEALTH, Health
 from common.testing.isolation import run_dir
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class Stand:
         self.spawn(fatal=fatal)
         while True:
             try:
-                await self._bus.call(device.SERVICE, HEALTH, Empty(), timeout_s=30)
+                await self.health()
             except (UnavailableError, InterruptedCallError):
                 continue
             return
@@ -244,6 +244,10 @@ class Stand:
         """Call ``list_devices``."""
         listed = await self._bus.call(device.SERVICE, device.LIST_DEVICES, device.ListDevices(), timeout_s=30)
         return listed.devices
+
+    async def health(self) -> Health:
+        """Call ``health``."""
+        return await self._bus.call(device.SERVICE, HEALTH, Empty(), timeout_s=30)
 
     async def devices(self) -> dict[str, str]:
         """Return each device's state by the hypervisor's id."""

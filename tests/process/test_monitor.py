@@ -72,6 +72,7 @@ def test_a_service_that_is_up_shows_its_health_and_its_process() -> None:
             assert seen["kata_service_resident_memory_bytes", device.SERVICE] > 1 << 20
             assert seen["kata_service_cpu_seconds_total", device.SERVICE] > 0
             assert seen["kata_service_fds", device.SERVICE] > 3
+            assert seen["kata_device_queue_length", device.SERVICE] == 0, "what it shows of itself"
         finally:
             service.terminate()
 
