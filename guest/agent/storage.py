@@ -1,7 +1,7 @@
 """Storages: what the host plugs and the guest mounts, and how it is given back.
 
-A device is hot-plugged just before it is to be mounted, so the guest may not have seen it yet: each attempt to mount
-that finds no device is repeated whenever the kernel has news of one, and never by time.
+A device is hot-plugged while the guest boots, or just before it is to be mounted, so the guest may not have seen it
+yet: each attempt to mount that finds no device is repeated whenever the kernel has news of one, and never by time.
 
 Which drivers there are is a table. ``blk`` and ``scsi`` are named, and their sources written, as upstream's agent has
 them; the serial comes as a driver option, ``serial=<serial>``, which upstream's agent does not look at.

@@ -159,10 +159,12 @@ class Sandbox:
         self._watch(vm)
         self._enter("preparing the share")
         self._prepare()
+        self._enter("plugging the share")
+        share = await self._plug_share(vm, config)
         self._enter("waiting for the guest's agent")
         self._agent = agent = await self._dial(vm, config)
         self._enter("sharing the file system")
-        await self._share(vm, agent, config.qemu.guest_hook_path)
+        await self._share(share, agent, config.qemu.guest_hook_path)
         self._enter("running")
         from procs.shim.streams import StreamPorts
 
@@ -236,8 +238,8 @@ class Sandbox:
             ) from err
         return agent
 
-    async def _share(self, vm: Vm, agent: Agent, guest_hook_path: str) -> None:
-        """Attach the share and have the guest mount it: plugged, used, confirmed; or aborted."""
+    async def _plug_share(self, vm: Vm, config: KataConfig) -> device.DeviceRef:
+        """Have the share plugged while the guest boots, which is to find it there: the lease covers the boot."""
         from common import paths
         from common.protocols.agent import SHARE_TAG
 
@@ -247,15 +249,19 @@ class Sandbox:
             version=vm.version,
             buses=vm.hotplug_buses,
             spec=vmm.ShareSpec(source=paths.share_dir(self.sandbox_id), tag=SHARE_TAG),
+            lease_s=config.agent.dial_timeout + DEVICE_TIMEOUT_S,
         )
         plugged = await self._bus.call(device.SERVICE, device.ATTACH, wish, timeout_s=DEVICE_TIMEOUT_S)
-        ref = device.DeviceRef(device_id=plugged.device_id)
+        return device.DeviceRef(device_id=plugged.device_id)
+
+    async def _share(self, share: device.DeviceRef, agent: Agent, guest_hook_path: str) -> None:
+        """Have the guest mount the share, and say that it has, or give it back."""
         try:
             await agent.create_sandbox(self.sandbox_id, hostname=self.sandbox_id, guest_hook_path=guest_hook_path)
         except KataError:
-            await self._abort(ref)
+            await self._abort(share)
             raise
-        await self._bus.call(device.SERVICE, device.CONFIRM, ref, timeout_s=DEVICE_TIMEOUT_S)
+        await self._bus.call(device.SERVICE, device.CONFIRM, share, timeout_s=DEVICE_TIMEOUT_S)
 
     async def _abort(self, ref: device.DeviceRef) -> None:
         try:

@@ -51,7 +51,7 @@ def test_killing_every_service_disturbs_nothing(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize(
-    "phase", ["starting the VM", "preparing the share", "waiting for the guest's agent", "sharing the file system"]
+    "phase", ["starting the VM", "plugging the share", "waiting for the guest's agent", "sharing the file system"]
 )
 def test_services_that_die_during_a_start(stack: Stack, phase: str) -> None:
     """The container runs, or its user is told; either way nothing stays, and the next one is none the worse."""
