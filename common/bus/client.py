@@ -38,6 +38,7 @@ GRACE_S = 1.0
 """How long a peer may be away before its callers are told."""
 
 _HINT = "`supervisorctl status` shows whether the service runs"
+_NOTICE_MS = 500
 _RECONNECT_MS = 20
 _RECONNECT_MAX_MS = 500
 
@@ -150,9 +151,14 @@ class _Peer:
             raise UnavailableError(f"service {self._service} is down", hint=_HINT) from err
 
     async def _send(self, data: bytes) -> None:
-        # A peer that has just gone takes nothing; the call is sent when it comes back, or given up.
+        # ZeroMQ may notice a peer a moment after its handshake is known (zmq_send takes up news of its own threads once
+        # a millisecond). One that has just gone takes nothing; the call is sent when it comes back, or given up.
         with suppress(zmq.Again):
-            await self._socket.send(data, flags=zmq.NOBLOCK)
+            try:
+                await self._socket.send(data, flags=zmq.NOBLOCK)
+            except zmq.Again:
+                await self._socket.poll(_NOTICE_MS, zmq.POLLOUT)
+                await self._socket.send(data, flags=zmq.NOBLOCK)
 
     async def _receive(self) -> None:
         while True:

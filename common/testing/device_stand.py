@@ -160,12 +160,13 @@ class FakeVmManager:
         return vmm.VmList(vms=(vm,) if self.is_running else ())
 
 
-class Stand:
-    """A device manager's process, a fake VM manager, and calls to the former."""
+class DeviceManager:
+    """A device manager's process, and calls to it on behalf of one sandbox."""
 
-    def __init__(self, bus: BusClient) -> None:
+    def __init__(self, bus: BusClient, sandbox_id: str, buses: tuple[vmm.HotplugBus, ...]) -> None:
         self._bus = bus
-        self.vms = FakeVmManager()
+        self._sandbox_id = sandbox_id
+        self._buses = buses
         self.process: subprocess.Popen[bytes]
         self._news: Subscriber
 
@@ -211,10 +212,10 @@ class Stand:
     ) -> device.Device:
         """Call ``attach``, for a share of the directory of that name unless told otherwise."""
         request = device.Attach(
-            sandbox_id=SANDBOX,
+            sandbox_id=self._sandbox_id,
             hypervisor="qemu",
             version="7.2.22",
-            buses=BUSES,
+            buses=self._buses,
             spec=spec or share(name),
             holder=holder,
         )
@@ -257,6 +258,14 @@ class Stand:
         """Wait until the table is as wanted; asking is the only way to see a table change."""
         while await self.devices() != wanted:  # noqa: ASYNC110 - another process's state
             await asyncio.sleep(0.02)
+
+
+class Stand(DeviceManager):
+    """A device manager whose VM manager is fake."""
+
+    def __init__(self, bus: BusClient) -> None:
+        super().__init__(bus, SANDBOX, BUSES)
+        self.vms = FakeVmManager()
 
 
 @asynccontextmanager
