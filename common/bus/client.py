@@ -157,7 +157,7 @@ class _Peer:
             try:
                 await self._socket.send(data, flags=zmq.NOBLOCK)
             except zmq.Again:
-                await self._socket.poll(_NOTICE_MS, zmq.POLLOUT)
+                await self._socket.poll(_NOTICE_MS, zmq.POLLOUT)  # type: ignore[call-arg]  # its stub lacks the flags
                 await self._socket.send(data, flags=zmq.NOBLOCK)
 
     async def _receive(self) -> None:
