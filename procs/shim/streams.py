@@ -31,33 +31,52 @@ if TYPE_CHECKING:
     from procs.shim.tasks import Stdio
 
 
+PORTS_TIMEOUT_S = 30
+"""How long a process waits for ports: many short ones may begin at once, a few long ones must not keep all others."""
+
 FRAME_TIMEOUT_S = 2
 """How long the guest may take to accept the rest of a frame whose process has ended."""
 
 
 class StreamPorts:
-    """Which ports of a VM are free. The one that rested longest is taken first."""
+    """Which ports of a VM are free. The one that rested longest is taken first.
 
-    def __init__(self, sockets: Sequence[str]) -> None:
+    Args:
+        sockets: where to connect to each port.
+        wait_s: how long a process waits for ports that others have, in seconds.
+    """
+
+    def __init__(self, sockets: Sequence[str], wait_s: float = PORTS_TIMEOUT_S) -> None:
         self._sockets = sockets
+        self._wait_s = wait_s
         self._free = deque(range(len(sockets)))
         self._generation = 0
+        self._changed = asyncio.Condition()
 
-    def take(self, group: asyncio.TaskGroup) -> PortUse:
-        """Connect to a free port, under a stream number that was never used in this VM.
+    async def take(self, count: int, group: asyncio.TaskGroup) -> list[PortUse]:
+        """Connect to free ports, each under a stream number that was never used in this VM.
+
+        All at once or none: two processes that hold one each and want another would wait for one another.
 
         Args:
+            count: how many.
             group: where frames are sent.
 
         Raises:
-            ExhaustedError: every port is taken.
+            ExhaustedError: too many were taken for too long.
             UnavailableError: the VM is gone.
         """
-        if not self._free:
+        try:
+            async with asyncio.timeout(self._wait_s), self._changed:
+                await self._changed.wait_for(lambda: len(self._free) >= count)
+                return [self._connect(group) for _ in range(count)]
+        except TimeoutError as err:
             raise ExhaustedError(
                 f"all {len(self._sockets)} stream ports of the VM are in use",
                 hint="a process takes one with a terminal and two without; end one first",
-            )
+            ) from err
+
+    def _connect(self, group: asyncio.TaskGroup) -> PortUse:
         port = self._free.popleft()
         self._generation += 1
         return PortUse(stream_number(self._generation, port), unix.connect(self._sockets[port]), group)
@@ -65,7 +84,9 @@ class StreamPorts:
     async def give_back(self, use: PortUse) -> None:
         """Disconnect; the port is free again if nothing of this use can reach the next."""
         if await use.close():
-            self._free.append(port_of(use.stream))
+            async with self._changed:
+                self._free.append(port_of(use.stream))
+                self._changed.notify_all()
         else:
             log.get().warning("stream port stays taken", port=port_of(use.stream))
 
@@ -163,10 +184,10 @@ class Streams:
         self._ports = ports
         self._outlets = await outlets.open_outlets(self._stdio, self._owner)
         stdio = self._stdio
-        if stdio.stdin or stdio.stdout or stdio.is_terminal:
-            self._main = ports.take(self._group)
-        if stdio.stderr:
-            self._error = ports.take(self._group)
+        has_main, has_error = bool(stdio.stdin or stdio.stdout or stdio.is_terminal), bool(stdio.stderr)
+        uses = await ports.take(has_main + has_error, self._group)
+        self._main = uses.pop(0) if has_main else None
+        self._error = uses.pop() if has_error else None
         return self._numbers()
 
     async def pump_output(self) -> None:

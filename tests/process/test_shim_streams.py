@@ -11,7 +11,7 @@ import pytest
 
 from common.errors import KataError
 from common.protocols import agent, task
-from common.testing.shim_client import KILLED, Reader, started
+from common.testing.shim_client import KILLED, Reader, Shim, started
 from common.testing.shim_stand import stand_test
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ async def test_close_io_before_start_ends_standard_input(stand: ShimStand) -> No
 
 
 @stand_test
-async def test_stream_ports_are_used_again_and_run_out(stand: ShimStand) -> None:
+async def test_stream_ports_are_used_again(stand: ShimStand) -> None:
     shim = await started(stand)
     await shim.create("sleep", "1000")
     await shim.start()
@@ -60,11 +60,36 @@ async def test_stream_ports_are_used_again_and_run_out(stand: ShimStand) -> None
         assert await out.all() == f"{number}\n".encode()
         await shim.wait(f"e{number}")
         await shim.delete(f"e{number}")
+
+
+async def with_every_port_taken(stand: ShimStand) -> Shim:
+    """Return a shim of whose four ports two execs have two each, and an exec that is registered."""
+    shim = await started(stand)
+    await shim.create("sleep", "1000")
+    await shim.start()
     for number in range(2):
         await shim.exec(f"held{number}", "cat", stdout=stand.fifo(f"o{number}"), stderr=stand.fifo(f"e{number}"),
                         stdin=stand.fifo(f"i{number}"))  # fmt: skip
         await shim.start(f"held{number}")
     await shim.exec("extra", "true", stdout=stand.fifo("o2"))
+    return shim
+
+
+@stand_test
+async def test_a_process_waits_for_stream_ports(stand: ShimStand) -> None:
+    shim = await with_every_port_taken(stand)
+    starting = stand.spawn(shim.start("extra"))
+    await shim.state("extra")
+    assert not starting.done()
+    await shim.kill(9, "held0")
+    await starting
+    assert await shim.wait("extra") == 0
+
+
+@pytest.mark.soak
+@stand_test
+async def test_stream_ports_run_out(stand: ShimStand) -> None:
+    shim = await with_every_port_taken(stand)
     with pytest.raises(KataError, match=r"all 4 stream ports of the VM are in use \(a process takes one"):
         await shim.start("extra")
     assert (await shim.state("extra")).status == task.STOPPED

@@ -38,7 +38,7 @@ class Vm:
             listener.bind(str(directory / f"p{port}"))
             listener.listen()
             self._listeners.append(listener)
-        self.ports = StreamPorts([str(directory / f"p{port}") for port in range(count)])
+        self.ports = StreamPorts([str(directory / f"p{port}") for port in range(count)], wait_s=0.01)
 
     def __enter__(self) -> Self:
         return self
@@ -53,6 +53,10 @@ class Vm:
         sock.setblocking(False)
         self._open.append(sock)
         return sock
+
+    async def take(self) -> PortUse:
+        (use,) = await self.ports.take(1, self.group)
+        return use
 
     def fifo(self, name: str) -> str:
         path = self.directory / name
@@ -82,13 +86,13 @@ def frame(stream: int, payload: bytes) -> bytes:
 
 @vm_test
 async def test_every_use_of_a_port_has_a_number_of_its_own(vm: Vm) -> None:
-    first = vm.ports.take(vm.group)
-    second = vm.ports.take(vm.group)
+    first = await vm.take()
+    second = await vm.take()
     assert (first.stream, second.stream) == (stream_number(1, 0), stream_number(2, 1))
     with pytest.raises(ExhaustedError, match="all 2 stream ports"):
-        vm.ports.take(vm.group)
+        await vm.take()
     await vm.ports.give_back(first)
-    third = vm.ports.take(vm.group)
+    third = await vm.take()
     assert third.stream == stream_number(3, 0)
     await vm.ports.give_back(second)
     await vm.ports.give_back(third)
@@ -96,14 +100,28 @@ async def test_every_use_of_a_port_has_a_number_of_its_own(vm: Vm) -> None:
 
 @vm_test
 async def test_a_port_whose_output_has_not_ended_stays_taken(vm: Vm) -> None:
-    use = vm.ports.take(vm.group)
+    use = await vm.take()
     use.has_output = True
     await vm.ports.give_back(use)
-    other = vm.ports.take(vm.group)
+    other = await vm.take()
     assert other.stream == stream_number(2, 1)
     with pytest.raises(ExhaustedError):
-        vm.ports.take(vm.group)
+        await vm.take()
     await vm.ports.give_back(other)
+
+
+@vm_test
+async def test_who_wants_a_port_waits_for_one_and_takes_both_or_none(vm: Vm) -> None:
+    ports = StreamPorts([str(vm.directory / f"p{port}") for port in range(2)], wait_s=60)
+    first, second = await ports.take(2, vm.group)
+    both, one = (vm.group.create_task(ports.take(count, vm.group)) for count in (2, 1))
+    await ports.give_back(first)
+    (third,) = await one
+    assert not both.done()
+    await ports.give_back(second)
+    await ports.give_back(third)
+    for use in await both:
+        await ports.give_back(use)
 
 
 async def payloads(use: PortUse) -> list[bytes]:
@@ -112,7 +130,7 @@ async def payloads(use: PortUse) -> list[bytes]:
 
 @vm_test
 async def test_frames_of_an_earlier_use_are_dropped(vm: Vm) -> None:
-    use = vm.ports.take(vm.group)
+    use = await vm.take()
     guest = vm.accept()
     earlier = use.stream - 256
     guest.sendall(frame(earlier, b"old") + frame(use.stream, b"new") + frame(earlier, b"") + frame(use.stream, b""))
@@ -122,7 +140,7 @@ async def test_frames_of_an_earlier_use_are_dropped(vm: Vm) -> None:
 
 @vm_test
 async def test_a_vm_that_ends_ends_its_output(vm: Vm) -> None:
-    use = vm.ports.take(vm.group)
+    use = await vm.take()
     guest = vm.accept()
     guest.sendall(frame(use.stream, b"half")[:-1])
     guest.close()
@@ -133,7 +151,7 @@ async def test_a_vm_that_ends_ends_its_output(vm: Vm) -> None:
 @vm_test
 async def test_a_frame_that_was_begun_is_finished(vm: Vm) -> None:
     """A process that ended with input on its way: the next user of the port must not get the rest of it."""
-    use = vm.ports.take(vm.group)
+    use = await vm.take()
     guest = vm.accept()
     chunk = b"x" * (64 << 10)
     decoder = StreamDecoder(use.stream)
