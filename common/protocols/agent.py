@@ -18,6 +18,9 @@ from common.protocols.health import VersionCheckResponse as VersionCheckResponse
 from common.protocols.oci import LinuxResources, Process, Spec
 
 SHARE_TAG = "kataShared"
+CONTAINERS_DIRECTORY = "/run/kata-containers"
+"""Where the guest mounts what is one container's alone: ``<container>/rootfs``."""
+
 SHARE_MOUNT_POINT = "/run/kata-containers/shared/containers"
 """Where the guest mounts the directory that the sandbox's host side shares; ``<container>/rootfs`` is below it."""
 

@@ -117,12 +117,17 @@ class FakeVmManager:
 
 
 class FakeDeviceManager:
-    """``device``: remembers what it was asked; ``has_confirmed`` is set by the first ``confirm``."""
+    """``device``: remembers what it was asked; ``has_confirmed`` is set by the first ``confirm``.
+
+    Attributes:
+        error: what to answer to the next ``attach`` instead of doing it.
+    """
 
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.has_confirmed = asyncio.Event()
         self.attached: list[device.Attach] = []
+        self.error: KataError | None = None
 
     def register(self, server: BusServer) -> None:
         """Answer the verbs that a shim asks."""
@@ -133,6 +138,8 @@ class FakeDeviceManager:
     async def _attach(self, request: device.Attach) -> device.Device:
         self.calls.append("attach")
         self.attached.append(request)
+        if self.error:
+            raise self.error
         return self._device(request)
 
     async def _confirm(self, _: device.DeviceRef) -> device.Device:

@@ -23,6 +23,7 @@ from procs.shim import unix
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Sequence
 
     from common.protobuf import Message
     from common.protocols import oci
@@ -99,13 +100,18 @@ class Agent:
         await self._call("DestroySandbox", agent.Empty(), timeout_s)
 
     async def create_container(
-        self, container_id: str, spec: oci.Spec, streams: StreamNumbers, timeout_s: float
+        self,
+        container_id: str,
+        spec: oci.Spec,
+        streams: StreamNumbers,
+        timeout_s: float,
+        storages: Sequence[agent.Storage] = (),
     ) -> None:
-        """Have the guest prepare a container."""
+        """Have the guest mount a container's storages and prepare it."""
         request = agent.CreateContainerRequest(
             container_id=container_id,
             exec_id=container_id,
-            storages=[],
+            storages=list(storages),
             oci=spec,
             stdin_port=streams.stdin,
             stdout_port=streams.stdout,

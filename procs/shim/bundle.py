@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from common.errors import UsageError
 from common.protocols import oci, task
-from procs.shim import spec
+from procs.shim import disk, spec
 
 if TYPE_CHECKING:
+    from common.config import KataConfig
+    from procs.shim.disk import Disk
     from procs.shim.spec import HostMount, Json
 
 
@@ -22,27 +24,30 @@ class Wanted:
     Attributes:
         spec: what the guest is told.
         hooks: what is executed on the host.
+        disk: what its root file system is on, if the guest mounts that itself.
         rootfs: the mounts that make its root file system, on the host.
         mounts: what else of the host it is to see.
     """
 
     spec: oci.Spec
     hooks: oci.Hooks
+    disk: Disk | None
     rootfs: list[task.Mount]
     mounts: list[HostMount]
 
 
-def read(request: task.CreateTaskRequest, *, is_seccomp_wanted: bool) -> Wanted:
+def read(request: task.CreateTaskRequest, settings: KataConfig) -> Wanted:
     """Read the bundle that a request names.
 
     Args:
         request: the request.
-        is_seccomp_wanted: whether a seccomp profile holds in the guest.
+        settings: whether a seccomp profile holds in the guest, and whether it gets disks.
 
     Raises:
         UsageError: there is no configuration, or it is not valid.
     """
     config = _read_config(request.bundle)
+    is_seccomp_wanted = not settings.runtime.disable_guest_seccomp
     told, mounts = spec.for_guest(config, request.id, is_seccomp_wanted=is_seccomp_wanted)
     told["process"]["terminal"] = request.terminal
     try:
@@ -51,7 +56,10 @@ def read(request: task.CreateTaskRequest, *, is_seccomp_wanted: bool) -> Wanted:
     except ValueError as err:
         raise UsageError(f"{request.bundle}/config.json: {err}") from err
     rootfs = _rootfs(request, config)
-    return Wanted(spec=message, hooks=hooks, rootfs=rootfs, mounts=mounts)
+    on_disk = disk.of(rootfs, request.id, settings.qemu)
+    if on_disk is not None and message.root is not None:
+        message.root.path, rootfs = on_disk.mount_point, []
+    return Wanted(spec=message, hooks=hooks, disk=on_disk, rootfs=rootfs, mounts=mounts)
 
 
 def read_process(request: task.ExecProcessRequest) -> oci.Process:

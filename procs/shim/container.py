@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from common.protocols import oci
+    from procs.shim.bundle import Wanted
     from procs.shim.events import EventSender
     from procs.shim.sandbox import Guest
     from procs.shim.tasks import Stdio
@@ -63,20 +64,33 @@ class Container:
         self._oom_kills = 0
         self._hooks: Hooks
 
-    async def create(self, spec: oci.Spec, hooks: oci.Hooks) -> None:
+    async def create(self, wanted: Wanted) -> None:
         """Execute the host's hooks and have the guest prepare it.
 
         Raises:
             KataError: a hook failed, or the guest cannot; the streams are given up.
         """
-        self._hooks = Hooks(hooks, spec, container_id=self.container_id, bundle=self.bundle, pid=self.guest.pid)
+        self._hooks = Hooks(
+            wanted.hooks, wanted.spec, container_id=self.container_id, bundle=self.bundle, pid=self.guest.pid
+        )
         try:
             await self._hooks.prepare()
-            numbers = await self._init.connect()
-            await self.guest.agent.create_container(self.container_id, spec, numbers, self.guest.create_timeout_s)
+            await self._prepare(wanted)
         except BaseException:
             await self._init.discard()
             raise
+
+    async def _prepare(self, wanted: Wanted) -> None:
+        """Have the guest prepare it, with its disk if it has one."""
+        create, limit_s = self.guest.agent.create_container, self.guest.create_timeout_s
+        numbers = await self._init.connect()
+        if wanted.disk is None:
+            await create(self.container_id, wanted.spec, numbers, limit_s)
+            return
+        devices, holder = self.guest.devices, self.container_id
+        plugged = await devices.plug(wanted.disk.spec, holder=holder, use_s=limit_s)
+        async with devices.taken_into_use(plugged, holder=holder):
+            await create(self.container_id, wanted.spec, numbers, limit_s, [wanted.disk.storage(plugged)])
 
     async def follow(self) -> None:
         """See its own process to the end; the ends of its execs are told first."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from common import log
 from common.errors import GuestError, KataError, UnavailableError
 from common.linux import identity
-from common.services import device, vmm
+from common.services import vmm
 from procs.shim.order import CREATE_TIMEOUT_S, HYPERVISOR, Order
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from common.config import KataConfig
     from common.services.vmm import Vm
     from procs.shim.agent import Agent
+    from procs.shim.devices import Devices
     from procs.shim.streams import StreamPorts
 
 DESTROY_TIMEOUT_S = 5
 DESCRIBE_TIMEOUT_S = 2
-DEVICE_TIMEOUT_S = 20
 GUEST_STOP_TIMEOUT_S = 3
 """How long the guest may take to end itself; what it does not sync in this time is its own loss."""
 
@@ -49,6 +49,7 @@ class Guest:
     Attributes:
         sandbox_id: whose it is.
         agent: its agent.
+        devices: how it gets more.
         ports: the VM's stream ports.
         pid: the VMM's process, which containerd takes for every process of the sandbox.
         is_gone: set when the VMM has ended.
@@ -58,6 +59,7 @@ class Guest:
 
     sandbox_id: str
     agent: Agent
+    devices: Devices
     ports: StreamPorts
     pid: int
     is_gone: asyncio.Event
@@ -160,17 +162,21 @@ class Sandbox:
         self._enter("preparing the share")
         self._prepare()
         self._enter("plugging the share")
-        share = await self._plug_share(vm, config)
+        devices = self._devices(vm)
+        share = await devices.plug(self._share_spec(), use_s=config.agent.dial_timeout)  # while the guest boots
         self._enter("waiting for the guest's agent")
         self._agent = agent = await self._dial(vm, config)
         self._enter("sharing the file system")
-        await self._share(share, agent, config.qemu.guest_hook_path)
+        async with devices.taken_into_use(share):
+            hook_path = config.qemu.guest_hook_path
+            await agent.create_sandbox(self.sandbox_id, hostname=self.sandbox_id, guest_hook_path=hook_path)
         self._enter("running")
         from procs.shim.streams import StreamPorts
 
         return Guest(
             sandbox_id=self.sandbox_id,
             agent=agent,
+            devices=devices,
             ports=StreamPorts(vm.stream_sockets),
             pid=vm.process.pid,
             is_gone=self.is_gone,
@@ -238,36 +244,16 @@ class Sandbox:
             ) from err
         return agent
 
-    async def _plug_share(self, vm: Vm, config: KataConfig) -> device.DeviceRef:
-        """Have the share plugged while the guest boots, which is to find it there: the lease covers the boot."""
+    def _devices(self, vm: Vm) -> Devices:
+        from procs.shim.devices import Devices
+
+        return Devices(self._bus, vm)
+
+    def _share_spec(self) -> vmm.ShareSpec:
         from common import paths
         from common.protocols.agent import SHARE_TAG
 
-        wish = device.Attach(
-            sandbox_id=self.sandbox_id,
-            hypervisor=vm.hypervisor,
-            version=vm.version,
-            buses=vm.hotplug_buses,
-            spec=vmm.ShareSpec(source=paths.share_dir(self.sandbox_id), tag=SHARE_TAG),
-            lease_s=config.agent.dial_timeout + DEVICE_TIMEOUT_S,
-        )
-        plugged = await self._bus.call(device.SERVICE, device.ATTACH, wish, timeout_s=DEVICE_TIMEOUT_S)
-        return device.DeviceRef(device_id=plugged.device_id)
-
-    async def _share(self, share: device.DeviceRef, agent: Agent, guest_hook_path: str) -> None:
-        """Have the guest mount the share, and say that it has, or give it back."""
-        try:
-            await agent.create_sandbox(self.sandbox_id, hostname=self.sandbox_id, guest_hook_path=guest_hook_path)
-        except KataError:
-            await self._abort(share)
-            raise
-        await self._bus.call(device.SERVICE, device.CONFIRM, share, timeout_s=DEVICE_TIMEOUT_S)
-
-    async def _abort(self, ref: device.DeviceRef) -> None:
-        try:
-            await self._bus.call(device.SERVICE, device.ABORT, ref, timeout_s=DEVICE_TIMEOUT_S)
-        except KataError as err:
-            _log.warning("attach not aborted, its lease will run out", device=ref.device_id, error=str(err))
+        return vmm.ShareSpec(source=paths.share_dir(self.sandbox_id), tag=SHARE_TAG)
 
     async def _explain(self, err: KataError) -> KataError:
         """Return the error as a client should see it: whose, in which phase, and what the VM printed last."""

@@ -235,12 +235,12 @@ class TaskService:
 
     async def _create(self, request: task.CreateTaskRequest) -> Container:
         config = await self._sandbox.wait_shareable()
-        wanted = bundle.read(request, is_seccomp_wanted=not config.runtime.disable_guest_seccomp)
+        wanted = bundle.read(request, config)
         await share.add_container(self._sandbox.sandbox_id, request.id, wanted.rootfs, wanted.mounts)
         guest = await self._sandbox.wait_booted()
         init = Process(container_id=request.id, exec_id="", stdio=_stdio(request))
         container = Container(init, request.bundle, guest, self._events, self._group)
-        await container.create(wanted.spec, wanted.hooks)
+        await container.create(wanted)
         return container
 
     async def _follow(self, container: Container) -> None:

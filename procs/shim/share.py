@@ -23,13 +23,16 @@ from typing import TYPE_CHECKING
 
 from common import paths
 from common.errors import UnsupportedError, UsageError
-from common.linux import mounts
+from common.linux import loop, mounts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from common.protocols.task import Mount
     from procs.shim.spec import HostMount
+
+_LOOP = "loop"
+"""The option of mount(8) that means a loop device for the source, which is a file."""
 
 
 def prepare(sandbox_id: str) -> None:
@@ -86,7 +89,12 @@ def _mount(source: str, target: Path, fstype: str, flags: int, data: str) -> Non
     if fstype in ("bind", "rbind"):
         flags |= mounts.MS_BIND
     try:
-        mounts.mount(source, str(target), fstype, flags, data)
+        if _LOOP in data.split(","):
+            others = ",".join(option for option in data.split(",") if option != _LOOP)
+            with loop.device(source, is_read_only=bool(flags & mounts.MS_RDONLY)) as node:
+                mounts.mount(node, str(target), fstype, flags, others)
+        else:
+            mounts.mount(source, str(target), fstype, flags, data)
     except OSError as err:
         raise UsageError(
             f"cannot mount {fstype} {source} ({data or 'no options'}) on {target}: {err.strerror}",

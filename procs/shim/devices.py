@@ -1,0 +1,70 @@
+"""The devices of a sandbox's VM, as the shim gets them: plugged, used by the guest, confirmed; or aborted.
+
+Nothing is detached while the VM is about to end: its end is the confirmed removal of all
+(docs/adr/0009-vm-exit-is-the-confirmed-removal.md).
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from common import log
+from common.errors import KataError
+from common.services import device
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from common.bus.client import BusClient
+    from common.services.device import Device
+    from common.services.vmm import DeviceSpec, Vm
+
+CALL_TIMEOUT_S = 20
+
+
+class Devices:
+    """Asks the device manager for the devices of one VM."""
+
+    def __init__(self, bus: BusClient, vm: Vm) -> None:
+        self._bus = bus
+        self._vm = vm
+
+    async def plug(self, spec: DeviceSpec, *, holder: str = "", use_s: float) -> Device:
+        """Plug a device, for the guest to use.
+
+        Args:
+            spec: what to plug.
+            holder: the container that uses it, or empty for the sandbox.
+            use_s: how long it may take until the guest does.
+
+        Raises:
+            KataError: it cannot be plugged; nothing is left of it.
+        """
+        wish = device.Attach(
+            sandbox_id=self._vm.sandbox_id,
+            hypervisor=self._vm.hypervisor,
+            version=self._vm.version,
+            buses=self._vm.hotplug_buses,
+            spec=spec,
+            holder=holder,
+            lease_s=use_s + CALL_TIMEOUT_S,
+        )
+        return await self._bus.call(device.SERVICE, device.ATTACH, wish, timeout_s=CALL_TIMEOUT_S)
+
+    @asynccontextmanager
+    async def taken_into_use(self, plugged: Device, *, holder: str = "") -> AsyncIterator[None]:
+        """Have the guest take a plugged device into use: confirmed at the end of the ``with``, or given back."""
+        ref = device.DeviceRef(device_id=plugged.device_id, holder=holder)
+        try:
+            yield
+        except BaseException:
+            await self._abort(ref)
+            raise
+        await self._bus.call(device.SERVICE, device.CONFIRM, ref, timeout_s=CALL_TIMEOUT_S)
+
+    async def _abort(self, ref: device.DeviceRef) -> None:
+        try:
+            await self._bus.call(device.SERVICE, device.ABORT, ref, timeout_s=CALL_TIMEOUT_S)
+        except KataError as err:
+            log.get().warning("attach not aborted, its lease will run out", device=ref.device_id, error=str(err))

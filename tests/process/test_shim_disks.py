@@ -1,0 +1,83 @@
+"""A root file system on a disk, as the shim handles it: plugged, told to the guest, confirmed; or aborted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import toml
+
+from common import paths, status
+from common.errors import GuestError, KataError
+from common.protocols import task
+from common.protocols.agent import CreateContainerRequest
+from common.services.vmm import BlockSpec
+from common.testing.fake_guest import Refusal
+from common.testing.shim_client import started
+from common.testing.shim_stand import stand_test
+
+if TYPE_CHECKING:
+    from common.testing.shim_client import Shim
+    from common.testing.shim_stand import ShimStand
+
+
+async def create(stand: ShimStand, shim: Shim, image: str) -> None:
+    request = stand.create_request("true")
+    request.rootfs = [task.Mount(type="ext4", source=image, target="", options=["loop", "noatime"])]
+    await stand.call(shim.client, "Create", request, task.PidResponse)
+
+
+async def with_disks(stand: ShimStand) -> Shim:
+    config = toml.loads(stand.config.read_text())
+    config["hypervisor"]["qemu"]["disable_block_device_use"] = False
+    stand.config.write_text(toml.dumps(config))
+    return await started(stand)
+
+
+def an_image(stand: ShimStand) -> str:
+    path = stand.root / "image"
+    path.touch()
+    os.truncate(path, 1 << 20)
+    return str(path)
+
+
+@stand_test
+async def test_the_guest_gets_the_disk_and_the_host_mounts_nothing(stand: ShimStand) -> None:
+    shim, image = await with_disks(stand), an_image(stand)
+    await create(stand, shim, image)
+    assert stand.devices.calls == ["attach", "confirm", "attach", "confirm"], "the share, then the disk"
+    wish = stand.devices.attached[-1]
+    assert wish.spec == BlockSpec(source=image)
+    assert wish.holder == stand.id
+    assert stand.vms.guest is not None
+    (request,) = [call for _, call in stand.vms.guest.calls if isinstance(call, CreateContainerRequest)]
+    (storage,) = request.storages
+    assert (storage.driver, storage.source, storage.fstype, storage.options) == ("blk", "02/00", "ext4", ["noatime"])
+    assert storage.driver_options == ["serial=d1"]
+    assert request.oci is not None
+    assert request.oci.root is not None
+    assert request.oci.root.path == storage.mount_point
+    assert list(Path(paths.mounts_dir(stand.id), stand.id, "rootfs").iterdir()) == []
+
+
+@stand_test
+async def test_a_guest_that_cannot_use_the_disk_has_it_taken_away(stand: ShimStand) -> None:
+    shim = await with_disks(stand)
+    await stand.devices.has_confirmed.wait()
+    assert stand.vms.guest is not None
+    stand.vms.guest.refusals["CreateContainer"] = Refusal(status.UNAVAILABLE, "cannot mount ext4 '/dev/vda'")
+    with pytest.raises(KataError, match="cannot mount ext4 '/dev/vda'"):
+        await create(stand, shim, an_image(stand))
+    assert stand.devices.calls == ["attach", "confirm", "attach", "abort"]
+
+
+@stand_test
+async def test_a_disk_that_cannot_be_plugged_is_said(stand: ShimStand) -> None:
+    shim = await with_disks(stand)
+    await stand.devices.has_confirmed.wait()
+    stand.devices.error = GuestError("the bus is full")
+    with pytest.raises(KataError, match="the bus is full"):
+        await create(stand, shim, an_image(stand))
+    assert stand.devices.calls == ["attach", "confirm", "attach"]
