@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import subprocess
 import uuid
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 RUNC = "io.containerd.runc.v2"
 """The reference: what a user of containers knows. A test that it fails is a wrong test."""
+
+_TIMEOUT_S = 150.0
 
 
 def new_name() -> str:
@@ -61,7 +64,6 @@ class Attached:
     def write_line(self, text: str) -> None:
         """Write a line to the container's standard input."""
         self._stdin.write(f"{text}\n".encode())
-        self._stdin.flush()
 
     def end_input(self) -> None:
         """Let the container's standard input end."""
@@ -69,11 +71,13 @@ class Attached:
 
     def read_line(self) -> str:
         """Wait for a line of the container's standard output; empty at its end."""
+        is_ready, _, _ = select.select([self._stdout], [], [], _TIMEOUT_S)
+        assert is_ready, f"{self.name} printed nothing for {_TIMEOUT_S} s"
         return self._stdout.readline().decode().removesuffix("\n")
 
     def wait(self) -> int:
         """Wait for the client's end; return its exit code, which is the container's."""
-        return self.ctr.wait(60)
+        return self.ctr.wait(_TIMEOUT_S)
 
 
 @contextmanager
@@ -94,14 +98,15 @@ def attached_to(stack: Stack, name: str) -> Iterator[Attached]:
 @contextmanager
 def _client(stack: Stack, name: str, *arguments: str) -> Iterator[Attached]:
     pipe = subprocess.PIPE
-    argv = stack.ctr_argv(*arguments)
-    with subprocess.Popen(argv, env=stack.environment, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as ctr:
+    with subprocess.Popen(
+        stack.ctr_argv(*arguments), bufsize=0, env=stack.environment, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL
+    ) as ctr:
         try:
             yield Attached(name, ctr)
         finally:
             if ctr.poll() is None:
                 stack.ctr("task", "kill", "-s", "SIGKILL", name)
-                ctr.wait(60)
+                ctr.wait(_TIMEOUT_S)
 
 
 def execute(stack: Stack, name: str, *command: str) -> subprocess.CompletedProcess[bytes]:

@@ -43,7 +43,7 @@ SERVICES = {"vmm-manager-qemu": vmm.service_name("qemu"), "device-manager": devi
 """Programs of supervisord that answer on the bus, and their names there."""
 
 _READY = "containerd successfully booted"
-_READY_TIMEOUT_S = 60.0
+_READY_TIMEOUT_S = 150.0
 _STOP_TIMEOUT_S = 20.0
 
 
@@ -141,7 +141,7 @@ class Stack:
         return self.config
 
     def ctr(
-        self, *arguments: str, timeout_s: float = 120.0, check: bool = False, stdin: bytes | None = None
+        self, *arguments: str, timeout_s: float = 300.0, check: bool = False, stdin: bytes | None = None
     ) -> subprocess.CompletedProcess[bytes]:
         """Run ``ctr`` against this stack's containerd.
 
@@ -198,7 +198,7 @@ class Stack:
 
     @contextmanager
     def new_lines(self, log: str) -> Iterator[Iterator[str]]:
-        """What is written to a log from now on, line by line as it comes, without end."""
+        """What is written to a log from now on, line by line as it comes, until one waited too long."""
         path = self.run_dir / "log" / log
         with _tail(path, path.stat().st_size) as lines:
             yield lines
@@ -290,8 +290,9 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 @contextmanager
 def _tail(path: Path, offset: int, *options: str) -> Iterator[Iterator[str]]:
-    """The lines of a file from an offset on, those that are there and those that come."""
-    command = ["/usr/bin/tail", "-c", f"+{offset + 1}", "-f", *options, str(path)]
+    """The lines of a file from an offset on, those that are there and those that come, until one waited too long."""
+    limit = ["/usr/bin/timeout", str(_READY_TIMEOUT_S)]
+    command = [*limit, "/usr/bin/tail", "-c", f"+{offset + 1}", "-f", *options, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as tail:
         assert tail.stdout is not None
         try:

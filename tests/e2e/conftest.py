@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
 
+_BOOT_TIMEOUT_S = 120
+"""Longer than the default: other tests and their VMs take their part of the machine."""
+
+
 @pytest.fixture(scope="session")
 def host() -> Iterator[Stack]:
     """A running host, shared by the worker's tests; fails the last of them if it leaves something behind."""
@@ -26,8 +30,8 @@ def host() -> Iterator[Stack]:
 
 @pytest.fixture
 def stack(host: Stack, leaves_nothing: set[int]) -> Iterator[Stack]:
-    """The host, with its configuration as shipped; fails the test that leaves something of a container behind."""
-    host.write_config()
+    """The host, with its configuration as it was; fails the test that leaves something of a container behind."""
+    host.write_config(agent={"dial_timeout": _BOOT_TIMEOUT_S})
     yield host
     leaves_nothing.add(host.containerd.pid)  # a test may have restarted it
     tasks = _remove(host, "task", "rm", "-f")
@@ -50,7 +54,7 @@ def task_events(stack: Stack) -> Iterator[Iterator[Envelope]]:
             request_serializer=Message.encode,
             response_deserializer=Envelope.decode,
         )
-        events = subscribe(SubscribeRequest(filters=['topic~="/tasks/"']), timeout=120)
+        events = subscribe(SubscribeRequest(filters=['topic~="/tasks/"']), timeout=300)
         channel.unary_unary("/containerd.services.version.v1.Version/Version")(b"")  # what came before it is at work
         yield events
         events.cancel()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from common.testing.stack import Stack
 
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = 150.0
 _ROWS, _COLUMNS = 30, 100
 _WINDOW_CHANGES = (  # ctr sets the first size when the process runs, and only then heeds changes
     f"until [ \"$(stty size)\" = '{_ROWS} {_COLUMNS}' ]; do sleep 0.1; done;"
