@@ -161,6 +161,19 @@ class Lives:
         self._waiting[device_id].append(future)
         return future
 
+    async def wait_while(self, device_id: str, states: tuple[State, ...]) -> tuple[Device | None, KataError | None]:
+        """Wait as long as a device is in one of some states and nothing goes wrong.
+
+        Returns:
+            The device as it is then, or None if it is gone; and what went wrong.
+        """
+        failure = None
+        while (device := self.table.get(device_id)) is not None and device.state in states and failure is None:
+            news = self.told(device_id)
+            self.stir([device])
+            _, failure = await news
+        return device, failure
+
     async def settle(self, sandbox_id: str) -> None:
         """Make sure of what a sandbox has.
 

@@ -78,12 +78,12 @@ class DeviceService:
             backing = await self._look(request.spec)
             await self._lives.settle(request.sandbox_id)
             while (held := self._table.holding(request, backing)) is not None and held.state in LEAVING:
-                await self._wait_gone(held)
+                await self._wait_gone(held.device_id)
             if held is not None:
                 device = self._lives.begin(self._table.hold(held.device_id, request))
             else:
                 device = self._lives.begin(self._table.begin(request, backing))
-            return await self._plugged(device)
+            return await self._plugged(device.device_id, request.sandbox_id)
 
     async def confirm(self, request: contract.DeviceRef) -> Device:
         """Note that the guest of a holder uses a device."""
@@ -103,14 +103,12 @@ class DeviceService:
         if device is None:
             return Empty()
         with self._measures.timed("detach", device.hypervisor, device.kind):
-            if device.state == State.ATTACHING:
-                device, failure = await self._lives.told(device.device_id)
-                if failure is not None and device.state == State.ATTACHING:
-                    raise failure
-            if self._table.get(device.device_id) is not None:
-                released = self._lives.begin(self._table.release(device.device_id, request.holder))
-                if released.state in LEAVING:
-                    await self._wait_gone(released)
+            now, failure = await self._lives.wait_while(device.device_id, (State.ATTACHING,))
+            if now is not None and now.state == State.ATTACHING and failure is not None:
+                raise failure
+            if now is not None:
+                self._lives.begin(self._table.release(device.device_id, request.holder))
+                await self._wait_gone(device.device_id)
         return Empty()
 
     async def list_devices(self, request: contract.ListDevices) -> contract.DeviceList:
@@ -132,29 +130,21 @@ class DeviceService:
             )
         return story
 
-    async def _plugged(self, device: Device) -> Device:
+    async def _plugged(self, device_id: str, sandbox_id: str) -> Device:
         """Return a device once it is plugged."""
-        failure = None
-        while device.state == State.ATTACHING and failure is None:
-            device, failure = await self._lives.told(device.device_id)
-        if device.state not in USABLE:
-            raise failure or NotFoundError(
-                f"the VM of sandbox {device.sandbox_id} ended before device {device.device_id} was plugged"
-            )
+        device, failure = await self._lives.wait_while(device_id, (State.ATTACHING,))
+        if device is None or device.state not in USABLE:
+            raise failure or NotFoundError(f"the VM of sandbox {sandbox_id} ended before its device was plugged")
         return device
 
-    async def _wait_gone(self, device: Device) -> None:
+    async def _wait_gone(self, device_id: str) -> None:
         """Wait for the confirmed removal of a device that is on its way out."""
-        failure = None
-        while device.state in LEAVING and failure is None:
-            news = self._lives.told(device.device_id)
-            self._lives.stir([device])
-            device, failure = await news
-        if device.state == State.QUARANTINED:
+        device, failure = await self._lives.wait_while(device_id, LEAVING)
+        if device is not None and device.state == State.QUARANTINED:
             raise HypervisorError(
                 f"the guest did not let {device.hypervisor_id} go in time; "
                 f"it is quarantined and keeps slot {device.slot} of {device.bus}",
                 hint="it is freed by a late confirmation or the end of the sandbox",
             )
-        if device.state in LEAVING and failure is not None:
+        if device is not None and failure is not None:
             raise failure
