@@ -9,6 +9,7 @@
             mounts/                mounts for the guest: <container>/rootfs, <container>/mounts/<n> (procs/shim)
             share/                 the same tree, read-only: what virtiofsd exports
             vm/                    the VM manager's alone: vm.json, sockets, console.log
+        shim-host.sock             where `start` finds the process that forks shims (procs/shim/host.py)
         probe.json                 which accelerator works on this host, with the boot id
 
 One sandbox, one directory: cleaning up is "kill the cgroup, unmount below the directory, remove it".
@@ -27,6 +28,11 @@ def run_dir() -> str:
 def bus_dir() -> str:
     """Return the directory of the services' ipc sockets."""
     return f"{run_dir()}/bus"
+
+
+def shim_host_socket() -> str:
+    """Return the socket of the process that forks shims."""
+    return f"{run_dir()}/shim-host.sock"
 
 
 def sandboxes_dir() -> str:

@@ -30,6 +30,7 @@ _SCRIPT = 'echo "kernel inside:      $(uname -sr)"; echo "processes inside:"; ps
 _ROLES = {
     "kata-vmm-manager": "VM manager: starts VMs, speaks to QEMU",
     "kata-device-manager": "device manager: owns every hot-plugged device",
+    "kata-shim-host": "shim host: forks shims that have imported everything",
     "kata-monitor": "monitor: metrics for Prometheus",
     "containerd-shim-kata-v2": "shim: containerd's Task API, the guest's only peer",
     "qemu-system-x86_64": "the VM",

@@ -2,11 +2,13 @@
 
 ===============  ======================================================================================================
 ``cli``          what containerd executes: flags, ``start``, ``delete``, ``-v``, ``-info``
-``launch``       ``start``: take the sandbox's name, listen, fork the server, print the address
+``launch``       ``start``: take the sandbox's name, listen, have the server forked, print the address
 ``cleanup``      ``delete``: leave nothing behind, with no help from anybody
 ``names``        ids and socket paths
 ``record``       who serves a sandbox: the lock on its directory, ``shim.json``
 ---------------  ------------------------------------------------------------------------------------------------------
+``host``         the process that forks shims which have imported everything, if it runs
+``host_caller``  what such a shim has of its caller
 ``order``        the request for the VM, before all else is imported
 ``server``       the process: boot task, Task API, events, the end
 ``sandbox``      the VM: boot, agent, share; its death and its destruction

@@ -5,11 +5,18 @@ The order is what makes it safe::
     check the id and the container's type     nothing has been made yet
     take the name (record)                    from here on a failure undoes what was made
     listen                                    containerd may connect as soon as it knows the address
-    fork, setsid, fork                        the server imports zmq and asks for the VM while the rest happens
+    fork, setsid, fork                        the server asks for the VM while the rest happens
     write `address` and `shim.pid`, print     containerd reads until the end of file: the server must not hold fd 1 or 2
 
 The server's process is a fork and not an execution, so that it need not start Python again. It never returns to the
-caller: its exit status is its own.
+caller: its exit status is its own. Who forks is the host (:mod:`procs.shim.host`), which has imported all that serves,
+or else this process. They agree over one connection, and exactly one server comes of it, whoever dies when::
+
+    start                                     the host's fork
+    its code, the launch, the environment ->  compares, takes over what is the caller's
+                                          <-  READY                    until here `start` may give up and fork by itself
+    listener and lock, by SCM_RIGHTS      ->  serves: without them it cannot, and ends
+                                          <-  its pid                  or the end of file, if it is dead
 """
 
 from __future__ import annotations
@@ -17,12 +24,21 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM
-from _socket import socket as _Socket  # noqa: N812 - `socket` itself costs 8 ms, and only a listener is wanted
+from _socket import AF_UNIX, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_SEQPACKET, SOCK_STREAM, SOL_SOCKET
+from _socket import socket as _Socket  # noqa: N812 - `socket` itself costs 8 ms, and it adds nothing needed here
 
 from common import paths
 from procs.shim import bootstrap, cleanup, names, record
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+READY = b"ready"
+HOST_TIMEOUT_S = 2.0
+"""How long one side of the agreement waits for the other: milliseconds do, unless one of them hangs."""
+
+_FIELDS = 8
 _TYPE_KEYS = ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType")
 
 
@@ -52,6 +68,39 @@ class Launch:
         self.has_params = False
         self.socket_path = names.socket_path(address, namespace, sandbox_id)
 
+    def encode(self) -> bytes:
+        """Return what :meth:`decode` takes, without ``has_params``, which only the answer depends on.
+
+        It is text joined by NUL: neither arguments nor paths nor the environment can contain one.
+        """
+        own = (__file__, self.sandbox_id, self.namespace, self.address, self.bundle, self.socket_path)
+        rest = (self.options.hex(), "debug" if self.is_debug else "")
+        environment = (b"=".join(pair) for pair in os.environb.items())
+        return b"\0".join((*map(os.fsencode, (*own, *rest)), *environment))
+
+    @classmethod
+    def decode(cls, data: bytes) -> tuple[Launch, dict[bytes, bytes]]:
+        """Return what a ``start`` of this very code has encoded, and its environment.
+
+        Raises:
+            ValueError: it is malformed, or from a program that is installed elsewhere.
+        """
+        code, *own, options, debug = map(os.fsdecode, data.split(b"\0", _FIELDS)[:_FIELDS])
+        if code != __file__:
+            raise ValueError(f"the caller's code is {code!r}, this is {__file__!r}")
+        sandbox_id, namespace, address, bundle, socket_path = own
+        launch = cls(
+            sandbox_id=names.checked_id(sandbox_id),
+            namespace=namespace,
+            address=address,
+            bundle=bundle,
+            is_debug=bool(debug),
+        )
+        launch.socket_path = socket_path
+        launch.options = bytes.fromhex(options)
+        pairs = (entry.partition(b"=") for entry in data.split(b"\0")[_FIELDS:])
+        return launch, {name: value for name, _, value in pairs}
+
 
 def start(launch: Launch) -> int:
     """Start the sandbox's shim and print its address; return the exit status of this process.
@@ -68,7 +117,8 @@ def start(launch: Launch) -> int:
             lock = record.take(launch.sandbox_id)
         undo.callback(cleanup.clean, launch.sandbox_id, launch.bundle, launch.socket_path)
         listener = _listen(launch.socket_path)
-        pid = _fork_server(launch, listener)
+        pid = _ask_host(launch, listener, lock) or _fork_server(launch, listener)
+        listener.close()
         _write(f"{launch.bundle}/shim.pid", str(pid))
         _write(f"{launch.bundle}/address", f"unix://{launch.socket_path}")
         os.write(sys.stdout.fileno(), bootstrap.answer(launch))
@@ -130,19 +180,39 @@ def _listen(path: str) -> _Socket:
     return listener
 
 
+def _ask_host(launch: Launch, listener: _Socket, lock: int) -> int:
+    """Have the host fork the server; return its pid, or 0 if it has not and will not."""
+    fds = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (listener.fileno(), lock))
+    host = _Socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+    try:
+        host.settimeout(HOST_TIMEOUT_S)
+        host.connect(paths.shim_host_socket())
+        host.send(launch.encode())
+        if host.recv(len(READY)) != READY:
+            return 0
+        host.sendmsg([READY], [(SOL_SOCKET, SCM_RIGHTS, fds)])
+        host.settimeout(None)  # the server holds the other end: it answers or dies
+        return int(host.recv(16) or 0)
+    except OSError:
+        return 0
+    finally:
+        host.close()
+
+
 def _fork_server(launch: Launch, listener: _Socket) -> int:
-    """Fork the server into a session of its own; return its pid.
+    """Fork the server from this process; return its pid.
 
     Raises:
         OSError: it could not record itself.
     """
     reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _become_server(launch, listener, writer)
+
+    def run() -> int:
+        os.close(reader)
+        return become_server(launch, listener, writer)
+
+    detach(run)
     os.close(writer)
-    listener.close()
-    os.waitpid(child, 0)
     with open(reader, "rb") as pipe:
         pid = pipe.read()
     if not pid:
@@ -150,23 +220,34 @@ def _fork_server(launch: Launch, listener: _Socket) -> int:
     return int(pid)
 
 
-def _become_server(launch: Launch, listener: _Socket, writer: int) -> None:
-    """Fork again, so that no terminal and no parent is left; serve, and never return."""
-    status = 1
-    try:
-        os.setsid()
-        if os.fork() == 0:
-            _ignore_signals()
-            record.write(launch.sandbox_id, namespace=launch.namespace, bundle=launch.bundle, socket=launch.socket_path)
-            _redirect_streams(launch.bundle)
-            os.chdir("/")
-            os.write(writer, str(os.getpid()).encode())
-            os.close(writer)
-            status = _serve(launch, listener)
-        else:
-            status = 0
-    finally:
-        os._exit(status)
+def detach(run: Callable[[], int]) -> None:
+    """Run something in a process that has no terminal and no parent; it ends with the status that is returned."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.setsid()
+            status = run() if os.fork() == 0 else 0
+        finally:
+            os._exit(status)
+    os.waitpid(child, 0)
+
+
+def become_server(launch: Launch, listener: _Socket, writer: int) -> int:
+    """Turn the calling process, which is detached, into the sandbox's server; return its exit status at its end.
+
+    Args:
+        launch: what ``start`` was told.
+        listener: where containerd connects.
+        writer: where the pid is written, once the server is on record; closed then.
+    """
+    _ignore_signals()
+    record.write(launch.sandbox_id, namespace=launch.namespace, bundle=launch.bundle, socket=launch.socket_path)
+    _redirect_streams(launch.bundle)
+    os.chdir("/")
+    os.write(writer, str(os.getpid()).encode())
+    os.close(writer)
+    return _serve(launch, listener)
 
 
 def _serve(launch: Launch, listener: _Socket) -> int:

@@ -17,7 +17,7 @@ from common.testing.stack import SERVICES
 if TYPE_CHECKING:
     from common.testing.stack import Stack
 
-_PROGRAMS = (*SERVICES, "monitor")
+_PROGRAMS = (*SERVICES, "monitor", "shim-host")
 _ECHO = 'while read line; do echo "got $line"; done; exit 5'
 
 

@@ -12,7 +12,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES = ("procs", "common", "guest", "pyproject.toml", "README.md")
-COMMANDS = ("containerd-shim-kata-v2", "kata-vmm-manager", "kata-device-manager", "kata-monitor", "kata-runtime")
+COMMANDS = (
+    "containerd-shim-kata-v2",
+    "kata-vmm-manager",
+    "kata-device-manager",
+    "kata-monitor",
+    "kata-runtime",
+    "kata-shim-host",
+)
 
 
 @pytest.fixture(scope="module")
