@@ -163,17 +163,25 @@ class FakeVmManager:
 class DeviceManager:
     """A device manager's process, and calls to it on behalf of one sandbox."""
 
-    def __init__(self, bus: BusClient, sandbox_id: str, buses: tuple[vmm.HotplugBus, ...]) -> None:
+    def __init__(
+        self,
+        bus: BusClient,
+        sandbox_id: str,
+        buses: tuple[vmm.HotplugBus, ...],
+        *,
+        removal_timeout_s: float = REMOVAL_TIMEOUT_S,
+    ) -> None:
         self._bus = bus
         self._sandbox_id = sandbox_id
         self._buses = buses
+        self._removal_timeout_s = removal_timeout_s
         self.process: subprocess.Popen[bytes]
         self._news: Subscriber
 
     def spawn(self, *, fatal: str = "") -> None:
         """Start a device manager that ends at a point of its code, as :mod:`common.trace` names them."""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "procs.device_manager", f"--removal-timeout={REMOVAL_TIMEOUT_S}"],
+            [sys.executable, "-m", "procs.device_manager", f"--removal-timeout={self._removal_timeout_s}"],
             stdout=subprocess.DEVNULL,
             env={**os.environ, trace.VARIABLE: fatal},
         )

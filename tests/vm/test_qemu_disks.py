@@ -17,6 +17,7 @@ from common.config import BlockDriver
 from common.errors import AlreadyExistsError, HypervisorError, KataError, NotFoundError, UsageError
 from common.services import vmm
 from common.testing.isolation import in_event_loop
+from common.testing.managed_guest import open_images
 from common.testing.vmm_stand import SERVICE, Monitor, booted, managing, removed
 
 if TYPE_CHECKING:
@@ -38,12 +39,6 @@ def disk(source: str, *, is_read_only: bool = False, driver: BlockDriver = Block
     return vmm.BlockSpec(source=source, is_read_only=is_read_only, driver=driver)
 
 
-def open_disks(vm: vmm.Vm) -> list[str]:
-    """Return the images that QEMU has open."""
-    files = Path(f"/proc/{vm.process.pid}/fd").iterdir()
-    return sorted(name for name in (os.readlink(file) for file in files) if "/image" in name)  # noqa: PTH115
-
-
 def is_locked(path: str) -> bool:
     """Return whether somebody has a lock on a file."""
     with Path(path).open("rb+") as file:
@@ -61,7 +56,7 @@ async def assert_agreed(manager: Manager, vm: vmm.Vm, wanted: dict[str, str], mo
     assert sorted(await manager.present(vm.sandbox_id)) == sorted(wanted)
     assert await monitor.plugged() == set(wanted)
     assert await monitor.block_nodes() == set(wanted)
-    assert open_disks(vm) == sorted(wanted.values())
+    assert open_images(vm) == sorted(wanted.values())
 
 
 @pytest.mark.parametrize("driver", BlockDriver)
@@ -133,11 +128,11 @@ async def test_a_read_only_disk_may_be_in_two_vms(sandbox: str) -> None:
         Path(path).chmod(0o400)
         for slot in (0, 1):
             await manager.plug(sandbox, disk(path, is_read_only=True), slot)
-        assert open_disks(vm) == [path, path]
+        assert open_images(vm) == [path, path]
         flags = [
             line.split()[1]
             for fd in Path(f"/proc/{vm.process.pid}/fd").iterdir()
-            if fd.readlink() == Path(path)
+            if os.path.realpath(fd) == path
             for line in Path(f"/proc/{vm.process.pid}/fdinfo/{fd.name}").read_text().splitlines()
             if line.startswith("flags:")
         ]
@@ -254,7 +249,7 @@ async def test_a_full_bridge(sandbox: str) -> None:
         await booted(vm)
         images = [image(sandbox, f"image{number}") for number in range(30)]
         await asyncio.gather(*(manager.plug(sandbox, disk(path), slot) for slot, path in enumerate(images)))
-        assert open_disks(vm) == sorted(images)
+        assert open_images(vm) == sorted(images)
         for device_id in await manager.present(sandbox):
             await manager.remove(sandbox, device_id)
         while await manager.present(sandbox):  # noqa: ASYNC110 - what the events say is tested above
