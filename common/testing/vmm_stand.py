@@ -174,6 +174,14 @@ class Monitor:
         file = {"driver": "file", "filename": path}
         await self._client.execute("blockdev-add", {"driver": "raw", "node-name": name, "file": file})
 
+    async def use_block_node(self, name: str, user: str) -> None:
+        """Have a block node used by another, which keeps it from being deleted."""
+        await self._client.execute("blockdev-add", {"driver": "raw", "node-name": user, "file": name})
+
+    async def delete_block_node(self, name: str) -> None:
+        """Delete a block node."""
+        await self._client.execute("blockdev-del", {"node-name": name})
+
     async def unplug(self, device_id: str) -> None:
         """Remove a device and wait until the guest has let go."""
         await self._client.execute("device_del", {"id": device_id})

@@ -23,7 +23,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from common import log
-from common.errors import AlreadyExistsError, DeadlineError, HypervisorError, KataError
+from common.errors import AlreadyExistsError, DeadlineError, HypervisorError, KataError, NotFoundError
 from common.services.vmm import AddedDevice, PresentDevice
 from procs.vmm_manager.record import DeviceRecord
 
@@ -120,11 +120,20 @@ class Devices:
     async def remove(self, device_id: str) -> None:
         """Ask the guest to let a device go; a second request while one is pending is accepted too.
 
+        One that is gone, but whose backend stayed when it went, gets rid of that now.
+
         Raises:
             NotFoundError: QEMU has no such device.
+            HypervisorError: QEMU has not, and keeps the backend.
         """
         try:
             await self._qmp.execute("device_del", id=device_id)
+        except NotFoundError:
+            if device_id not in self._record.devices:
+                raise
+            await self.forget(device_id)
+            if device_id in self._record.devices:
+                raise HypervisorError(f"{device_id} is gone, but QEMU keeps what it stood on") from None
         except HypervisorError as err:
             if "already in the process of unplug" not in err.message:
                 raise
