@@ -99,7 +99,7 @@ _ANSWER = (Action.ANSWER,)
 _LOST: Step = (State.GONE, (Action.REPORT_LOST, Action.ANSWER))
 
 TRANSITIONS: dict[tuple[State, Event], Step] = {
-    # What holds for every device, unless its state says otherwise below.
+    # What holds for every device, unless something below says otherwise.
     **{(state, Event.VM_ENDED): (State.GONE, _ANSWER) for state in LIVE},
     **{(state, Event.REMOVED): (State.GONE, _ANSWER) for state in LIVE},
     **{(state, Event.ABSENT): (State.GONE, _ANSWER) for state in LIVE},
@@ -108,6 +108,7 @@ TRANSITIONS: dict[tuple[State, Event], Step] = {
     **{(state, Event.UNANSWERED): (state, _ANSWER) for state in LIVE},
     **{(state, Event.RESUMED): (state, (Action.ASK,)) for state in LIVE},
     **{(state, Event.MISSED): (state, (Action.ASK,)) for state in LIVE},
+    # It comes.
     (State.NEW, Event.WANTED): (State.ATTACHING, (Action.ADD,)),
     (State.ATTACHING, Event.HELD): (State.ATTACHING, ()),
     (State.ATTACHING, Event.ADDED): (State.PLUGGED, (Action.LEASE, Action.ANSWER)),
@@ -117,6 +118,7 @@ TRANSITIONS: dict[tuple[State, Event], Step] = {
     (State.ATTACHING, Event.UNANSWERED): (State.ATTACHING, (Action.REPEAT, Action.ANSWER)),
     (State.ATTACHING, Event.RESUMED): (State.ATTACHING, (Action.REPEAT,)),
     (State.ATTACHING, Event.MISSED): (State.ATTACHING, ()),  # its add is being asked, or is repeated when resumed
+    # It is used.
     (State.PLUGGED, Event.CONFIRMED): (State.ATTACHED, ()),
     (State.ATTACHED, Event.CONFIRMED): (State.ATTACHED, ()),
     **{(state, Event.HELD): (state, (Action.LEASE,)) for state in USABLE},
@@ -125,6 +127,7 @@ TRANSITIONS: dict[tuple[State, Event], Step] = {
     **{(state, Event.REMOVED): _LOST for state in USABLE},
     **{(state, Event.ABSENT): _LOST for state in USABLE},
     **{(state, Event.RESUMED): (state, (Action.LEASE, Action.ASK)) for state in USABLE},
+    # It goes.
     (State.DETACHING, Event.ACCEPTED): (State.DETACHING, (Action.WATCH,)),
     (State.DETACHING, Event.REFUSED): (State.DETACHING, (Action.WATCH,)),  # it may have acted all the same
     (State.DETACHING, Event.UNANSWERED): (State.DETACHING, (Action.WATCH,)),
@@ -132,12 +135,14 @@ TRANSITIONS: dict[tuple[State, Event], Step] = {
     (State.DETACHING, Event.OVERDUE): (State.OVERDUE, (Action.ASK,)),
     (State.OVERDUE, Event.UNANSWERED): (State.OVERDUE, (Action.ASK,)),
     (State.OVERDUE, Event.PRESENT): (State.QUARANTINED, (Action.REPORT_QUARANTINED, Action.COOL, Action.ANSWER)),
+    # It does not go.
     (State.QUARANTINED, Event.TRY_AGAIN): (State.QUARANTINED, (Action.REMOVE,)),
     **{
         (State.QUARANTINED, answer): (State.QUARANTINED, (Action.COOL, Action.ANSWER))
         for answer in (Event.ACCEPTED, Event.REFUSED, Event.UNANSWERED, Event.PRESENT)
     },
-    (State.NEW, Event.FOUND): (State.UNKNOWN, (Action.ASK,)),  # it may be on its way out: what is seen twice is there
+    # It was here before us: it may be on its way out, what is seen twice is there.
+    (State.NEW, Event.FOUND): (State.UNKNOWN, (Action.ASK,)),
 }
 
 

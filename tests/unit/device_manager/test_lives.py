@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -35,11 +36,13 @@ from procs.device_manager.states import Action
 from procs.device_manager.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterator
 
     import msgspec
 
     from common.services.device import Chapter
+
+T = TypeVar("T", bound="msgspec.Struct")
 
 SANDBOX = "s1"
 BUSES = (vmm.HotplugBus(name="scsi0", kind=vmm.BusKind.SCSI, slots=3),)
@@ -233,7 +236,10 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.hypervisor.running)
     @rule(data=st.data())
     def let_callers_wait_too_long(self, data: st.DataObject) -> None:
-        running = data.draw(st.sampled_from(self.hypervisor.running))
+        self.give_up(data.draw(st.sampled_from(self.hypervisor.running)))
+
+    def give_up(self, running: Running) -> None:
+        """Have those who wait for a call wait no longer; it goes on."""
         waiting, running.waiting = running.waiting, []
         for future in waiting:
             future.set_exception(TimeoutError())
@@ -337,3 +343,72 @@ class Machine(RuleBasedStateMachine):
 
 TestLives = Machine.TestCase
 TestLives.settings = settings(stateful_step_count=40, deadline=None)
+
+
+# The rules that matter most, each by itself: the machine would find them broken, but only sooner or later.
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    machine = Machine()
+    machine.answer(machine.hypervisor.running[0], vmm.PresentDevices(devices=()))  # what is asked at the start
+    yield machine
+    machine.teardown()
+
+
+def asked(machine: Machine, kind: type[T]) -> Running:
+    """Return the call of a kind that is running."""
+    (running,) = (running for running in machine.hypervisor.running if isinstance(running.request, kind))
+    return running
+
+
+def carried_out(machine: Machine, kind: type[T]) -> None:
+    running = asked(machine, kind)
+    machine.answer(running, machine.hypervisor.act(running.request))
+
+
+def states(machine: Machine) -> list[str]:
+    return [row.state for row in machine.rows.load()]
+
+
+def test_an_add_that_nobody_waits_for_any_more_is_not_over(machine: Machine) -> None:
+    machine.attach("/a", "c1")
+    machine.give_up(asked(machine, vmm.AddDevice))
+    assert states(machine) == ["attaching"]
+    carried_out(machine, vmm.AddDevice)
+    assert states(machine) == ["plugged"], "the repeated call joined the first"
+    assert len(machine.hypervisor.present) == 1
+
+
+def test_an_add_that_was_refused_is_looked_for(machine: Machine) -> None:
+    machine.attach("/a", "c1")
+    add = asked(machine, vmm.AddDevice)
+    machine.hypervisor.act(add.request)
+    machine.answer(add, HypervisorError("refused"))
+    assert states(machine) == ["attaching"]
+    carried_out(machine, vmm.SandboxRef)
+    assert states(machine) == ["detaching"], "it is there, and nobody is to have it"
+
+
+def test_a_removal_that_was_accepted_has_not_happened(machine: Machine) -> None:
+    machine.attach("/a", "c1")
+    carried_out(machine, vmm.AddDevice)
+    (device,) = machine.rows.load()
+    machine.ask(machine.service.detach(DeviceRef(device_id=device.device_id, holder="c1")))
+    carried_out(machine, vmm.RemoveDevice)
+    assert states(machine) == ["detaching"]
+    machine.attach("/b", "c1")
+    places = [(row.bus, row.slot) for row in machine.rows.load()]
+    assert len(set(places)) == 2
+
+
+def test_a_device_that_goes_before_its_add_is_answered_is_lost(machine: Machine) -> None:
+    machine.attach("/a", "c1")
+    add = asked(machine, vmm.AddDevice)
+    added = machine.hypervisor.act(add.request)
+    machine.hypervisor.let_go(added.hypervisor_id)
+    machine.news._note_removed(vmm.DeviceRemoved(sandbox_id=SANDBOX, hypervisor_id=added.hypervisor_id))
+    machine.answer(add, added)
+    carried_out(machine, vmm.SandboxRef)
+    assert states(machine) == []
+    assert machine.lives.lost == 1
