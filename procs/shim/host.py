@@ -6,8 +6,8 @@ while the guest boots, and holds all of it in memory of its own. A shim that is 
 The host is an accelerator and nothing else: ``start`` forks by itself whenever the host is not there, does not answer
 or declines (:mod:`procs.shim.launch` shows the agreement). What it has forked does not know it any more.
 
-- Before a fork there is one thread, no event loop, no ZeroMQ context, and no descriptor but the socket and the
-  standard streams. Nothing that a caller says is read before the fork: what is wrong with it ends the fork.
+- Before a fork there is one thread, no event loop, no ZeroMQ context, and no descriptor but the socket, the lock and
+  the standard streams. Nothing that a caller says is read before the fork: what is wrong with it ends the fork.
 - The fork becomes what the caller's own fork would have been (:mod:`procs.shim.host_caller`), or it declines.
 - Code that was replaced is not forked: before each fork the host looks whether a file of ours that it has loaded has
   changed since, and if so ends, for supervisord to start the new one. Libraries are as they were when it started.
@@ -16,6 +16,7 @@ or declines (:mod:`procs.shim.launch` shows the agreement). What it has forked d
 from __future__ import annotations
 
 import argparse
+import fcntl
 import functools
 import gc
 import json
@@ -24,12 +25,18 @@ import pkgutil
 import socket
 import struct
 import sys
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import procs.shim
 from common import log, paths
 from procs.shim import host_caller, launch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import BinaryIO
 
 MAX_MESSAGE = 128 << 10
 """A longer environment is declined. The kernel's limit for one message is 208 KiB."""
@@ -52,19 +59,21 @@ def main() -> int:
     loaded = _stamps()
     gc.collect()
     gc.freeze()  # the collector writes into what it looks at, and what is written is not shared
-    with _listen(paths.shim_host_socket()) as listener:
+    os.umask(0o077)
+    with _locked(paths.run_dir()) as lock, _listen(paths.shim_host_socket()) as listener:
         print(json.dumps({"event": "listening", "source": _NAME, "pid": os.getpid()}), flush=True)  # noqa: T201 - the log
         while True:
             connection, _ = listener.accept()
             with connection:
                 if _stamps() != loaded:
                     return 0
-                launch.detach(functools.partial(_become_shim, connection, listener))
+                launch.detach(functools.partial(_become_shim, connection, listener, lock))
 
 
-def _become_shim(connection: socket.socket, listener: socket.socket) -> int:
+def _become_shim(connection: socket.socket, listener: socket.socket, lock: BinaryIO) -> int:
     """Agree with the caller, in the forked process, and serve; return the exit status."""
     listener.close()
+    lock.close()
     connection.settimeout(launch.HOST_TIMEOUT_S)
     try:
         given = _take_over(connection)
@@ -100,10 +109,17 @@ def _take_over(connection: socket.socket) -> launch.Launch:
     return given
 
 
+@contextmanager
+def _locked(directory: str) -> Iterator[BinaryIO]:
+    """Keep other hosts from listening; wait for the end of one that does: its supervisord may have died before it."""
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    with Path(directory, "shim-host.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
+
+
 def _listen(path: str) -> socket.socket:
-    """Return the listener; whoever listened there before does so no more."""
-    os.umask(0o077)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    """Return the listener, for nobody but our own user."""
     Path(path).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(path)

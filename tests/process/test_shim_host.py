@@ -13,11 +13,14 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
+from urllib.parse import quote
 
 import pytest
 
 from common import paths
+from common.errors import KataError
 from common.linux import cgroup
+from common.protocols import task
 from common.testing.shim_client import Reader, Shim, started
 from common.testing.shim_stand import NAMESPACE, ShimStand, stand_test
 from procs.shim import record
@@ -164,12 +167,11 @@ def traits(pid: int) -> dict[str, object]:
     }
 
 
-async def settled(stand: ShimStand) -> Shim:
-    """Start a shim and its container, after which both kinds have the same descriptors."""
-    shim = await started(stand)
-    await shim.create("sleep", "1000")
+async def settle(stand: ShimStand, shim: Shim) -> None:
+    """Start a container that has a logger, after which a shim's descriptors and children stay as they are."""
+    script = "exec 5>&-; exec cat <&3 >/dev/null"
+    await shim.create("sleep", "1000", stdout=f"binary:///bin/sh?-c={quote(script)}")
     await shim.start()
-    return shim
 
 
 def test_a_shim_of_the_host_is_like_a_callers_own(groups: list[Path]) -> None:
@@ -183,10 +185,10 @@ def test_a_shim_of_the_host_is_like_a_callers_own(groups: list[Path]) -> None:
         seen = []
         for context in (Host(), contextlib.nullcontext()):
             with context as host:
-                await settled(stand)
+                await settle(stand, await started(stand))
                 if host is not None:
                     assert host.has_forked(stand.shim_pid)
-                await stand.containerd.wait_topics(2)  # which it finds by its environment
+                await stand.containerd.wait_topics(2)  # whose address is in the caller's environment
                 seen.append(traits(stand.shim_pid))
             await stand.delete()
             await stand.vms.end_vm()
@@ -196,6 +198,17 @@ def test_a_shim_of_the_host_is_like_a_callers_own(groups: list[Path]) -> None:
         assert f"-id\0{stand.id}\0".encode() in seen[0]["command line"]  # type: ignore[operator]
 
     test()
+
+
+@stand_test
+async def test_nothing_of_the_hosts_environment_is_left(stand: ShimStand) -> None:
+    with Host("/usr/bin/env", "KATA_CONF_FILE=/of/the/host.toml", BIN / "kata-shim-host") as host:
+        done = await stand.run("start", options=b"")
+        assert done.returncode == 0
+        assert host.has_forked(stand.shim_pid)
+        with pytest.raises(KataError, match=r"configuration\.toml") as failure:
+            await Shim(stand, await stand.connect()).create("true")
+        assert "/of/the/host.toml" not in str(failure.value)
 
 
 @stand_test
@@ -298,6 +311,16 @@ def test_a_host_that_wakes_up_too_late_forks_nothing(bundle: Bundle) -> None:
         assert not host.has_forked(pid)
 
 
+def test_a_second_host_waits_for_the_end_of_the_first(bundle: Bundle) -> None:
+    with Host() as first, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(Host)
+        assert first.has_forked(bundle.start())
+        first.process.kill()
+        with waiting.result() as second:
+            bundle.execute("delete")
+            assert second.has_forked(bundle.start())
+
+
 def test_many_start_at_once(run_dir: Path) -> None:
     with Host() as host, contextlib.ExitStack() as stack, ThreadPoolExecutor(20) as pool:
         bundles = [stack.enter_context(Bundle(run_dir, f"h{os.urandom(4).hex()}")) for _ in range(20)]
@@ -321,7 +344,8 @@ def test_before_a_fork_the_host_has_one_thread_and_no_more_than_its_socket(run_d
     with Host() as host:
         assert len(list(Path(f"/proc/{host.process.pid}/task").iterdir())) == 1
         found = [str(fd.readlink()) for fd in Path(f"/proc/{host.process.pid}/fd").iterdir()]
-        assert sorted(name.partition(":")[0] for name in found) == ["/dev/null", "pipe", "pipe", "socket"]
+        lock = str(run_dir / "shim-host.lock")
+        assert sorted(name.partition(":")[0] for name in found) == ["/dev/null", lock, "pipe", "pipe", "socket"]
         assert Path(paths.shim_host_socket()).stat().st_mode & 0o077 == 0
         assert Path(f"/proc/{host.process.pid}/comm").read_text() == "kata-shim-host\n"
 
@@ -370,9 +394,16 @@ async def test_a_shim_of_the_host_has_nothing_to_import(stand: ShimStand) -> Non
         shim = await started(stand)
         assert host.has_forked(stand.shim_pid)
         out = Reader(stand, "out")
-        await shim.create("echo", "hello", stdout=out.path)
-        await shim.start()
-        assert await shim.wait() == 0
+        await settle(stand, shim)
+        await shim.exec("e1", "echo", "hello", stdout=out.path)
+        await shim.start("e1")
+        assert await shim.wait("e1") == 0
+        assert await out.all() == b"hello\n"
+        await shim.ask("Pause")
+        await shim.ask("Resume")
+        await stand.call(shim.client, "Stats", task.IdRequest(id=stand.id), task.StatsResponse)
+        await shim.kill(9)
+        await shim.wait()
         await shim.delete()
         await shim.shutdown()
         await stand.wait_shim_gone()
