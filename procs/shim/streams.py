@@ -108,14 +108,15 @@ class PortUse:
         self._sending: asyncio.Task[None] | None = None
 
     async def payloads(self) -> AsyncIterator[bytes]:
-        """Yield what the guest sends, until its end or the VM's."""
+        """Yield what the guest sends, until its end or the VM's; a guest that never pauses keeps nobody waiting."""
         loop = asyncio.get_running_loop()
         while not self._decoder.is_ended:
             data = await loop.sock_recv(self._socket, HEADER.size + MAX_CHUNK)
             if not data:
                 return
-            for payload in self._decoder.feed(data):
+            if payload := b"".join(self._decoder.feed(data)):
                 yield payload
+            await asyncio.sleep(0)  # sock_recv does not wait while there is more: others have their turn in between
 
     async def send(self, payload: bytes) -> None:
         """Send one frame; an empty payload is the end. When cancelled, the frame is still sent."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from common.channel import HEADER, StreamDecoder, stream_number
+from common.channel import HEADER, MAX_CHUNK, StreamDecoder, stream_number
 from common.errors import ExhaustedError, NotFoundError, UsageError
 from procs.shim import outlets
 from procs.shim.fifos import Inlet
@@ -136,6 +136,28 @@ async def test_frames_of_an_earlier_use_are_dropped(vm: Vm) -> None:
     guest.sendall(frame(earlier, b"old") + frame(use.stream, b"new") + frame(earlier, b"") + frame(use.stream, b""))
     assert await payloads(use) == [b"new"]
     assert await use.close()
+
+
+@vm_test
+async def test_a_guest_that_never_pauses_keeps_nobody_waiting(vm: Vm) -> None:
+    """Frames of one byte, always more of them than are read at once."""
+    use = await vm.take()
+    guest = vm.accept()
+    sent = guest.send(frame(use.stream, b"x") * 30_000)
+    assert sent > 3 * (HEADER.size + MAX_CHUNK), "else this test shows nothing"
+    seen: list[bytes] = []
+
+    async def consume() -> None:
+        async for payload in use.payloads():
+            seen.append(payload)  # noqa: PERF401 - what was seen so far is looked at meanwhile
+
+    consuming = vm.group.create_task(consume())
+    await asyncio.sleep(0)
+    assert 0 < len(b"".join(seen)) < sent // (HEADER.size + 1)
+    guest.close()
+    await consuming
+    assert len(b"".join(seen)) == sent // (HEADER.size + 1)
+    await use.close()
 
 
 @vm_test
