@@ -11,6 +11,9 @@ done. The order follows from who uses what: processes hold mounts, mounts hold d
    belongs to the container's owner.
 
 After an orderly end only the last two have something to look at, so only they are imported at once.
+
+A sandbox's id is unique per host, containerd's per namespace. What a living shim serves for another bundle is not ours:
+of a `start` that was refused for that reason only the bundle is left.
 """
 
 from __future__ import annotations
@@ -27,9 +30,23 @@ KILLED = 128 + 9
 
 def delete(sandbox_id: str, bundle: str, socket_path: str) -> bytes:
     """Clean up and return the ``DeleteResponse`` that containerd makes an exit event from."""
-    pid = clean(sandbox_id, bundle, socket_path)
+    if _serves_another(sandbox_id, bundle):
+        pid = 0
+        mounts.unmount_below(f"{bundle}/rootfs")
+    else:
+        pid = clean(sandbox_id, bundle, socket_path)
     now = Timestamp.from_ns(time.time_ns())
     return DeleteResponse(pid=pid, exit_status=KILLED, exited_at=now).encode()
+
+
+def _serves_another(sandbox_id: str, bundle: str) -> bool:
+    """Return whether a living shim serves the sandbox for another bundle."""
+    if not os.path.lexists(paths.sandbox_dir(sandbox_id)):
+        return False
+    from procs.shim import record
+
+    shim = record.read(sandbox_id)
+    return shim is not None and shim["bundle"] != os.path.realpath(bundle) and record.is_served(sandbox_id)
 
 
 def clean(sandbox_id: str, bundle: str, socket_path: str) -> int:

@@ -80,6 +80,20 @@ async def test_a_living_shim_keeps_its_name_and_a_dead_one_does_not(stand: ShimS
 
 
 @stand_test
+async def test_delete_leaves_alone_what_lives_for_another_bundle(stand: ShimStand) -> None:
+    """As containerd asks when it finds the bundle of a `start` that was refused, since the id is taken."""
+    shim = await started(stand)
+    await shim.create("sleep", "1000")
+    await shim.start()
+    own, stand.bundle = stand.bundle, stand.root / "other"
+    stand.bundle.mkdir()
+    done = await stand.delete()
+    stand.bundle = own
+    assert (done.returncode, task.DeleteResponse.decode(done.stdout).pid) == (0, 0)
+    assert (await shim.state()).status == task.RUNNING
+
+
+@stand_test
 async def test_a_signal_does_not_end_the_shim(stand: ShimStand) -> None:
     shim = await started(stand)
     os.kill(stand.shim_pid, 15)
