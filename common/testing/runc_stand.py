@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.protocols import task
 from common.testing.guest_sandbox import make_busybox_rootfs
-from common.testing.shim_stand import NAMESPACE, ShimStand, kill
+from common.testing.shim_stand import ShimStand, kill
 
 if TYPE_CHECKING:
     import subprocess
@@ -61,7 +61,7 @@ class RuncStand(ShimStand):
             "process": {"args": ["true"], "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": ["PATH=/bin"]},
             "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
             "linux": {
-                "cgroupsPath": f"/{NAMESPACE}/{self.id}",
+                "cgroupsPath": f"/{self.id}",
                 "namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts")],
             },
         }
