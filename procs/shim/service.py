@@ -94,6 +94,9 @@ class TaskService:
     async def create(self, request: task.CreateTaskRequest) -> task.PidResponse:
         """Prepare the container while the guest boots.
 
+        If it cannot be, nobody needs the VM, and who asked may have died meanwhile: it ends, whether or not that is
+        asked for.
+
         Raises:
             KataError: why the sandbox or the container cannot be.
         """
@@ -101,6 +104,9 @@ class TaskService:
         self._is_creating = True
         try:
             self._container = container = await self._create(request)
+        except BaseException:
+            self._group.create_task(self._sandbox.stop())
+            raise
         finally:
             self._is_creating = False
         self._publish_create(request, container.guest.pid)

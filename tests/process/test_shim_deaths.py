@@ -6,7 +6,9 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
-from common.errors import GuestError
+import pytest
+
+from common.errors import GuestError, NotFoundError
 from common.protocols import task
 from common.testing.shim_client import KILLED, Shim, started
 from common.testing.shim_stand import stand_test
@@ -91,6 +93,19 @@ async def test_delete_leaves_alone_what_lives_for_another_bundle(stand: ShimStan
     stand.bundle = own
     assert (done.returncode, task.DeleteResponse.decode(done.stdout).pid) == (0, 0)
     assert (await shim.state()).status == task.RUNNING
+
+
+@stand_test
+async def test_a_container_that_could_not_be_created_keeps_no_vm(stand: ShimStand) -> None:
+    """As when containerd and its client die while the guest boots: the FIFOs go, and nobody asks for the end."""
+    shim = await started(stand)
+    with pytest.raises(NotFoundError, match="gone does not exist"):
+        await shim.create("true", stdout=str(stand.root / "gone"))
+    assert stand.vms.process is not None
+    await stand.vms.process.wait()
+    await shim.shutdown()
+    await stand.wait_shim_gone()
+    assert stand.leftovers() == []
 
 
 @stand_test
