@@ -23,12 +23,16 @@ from common.errors import (
     WireError,
 )
 from common.protobuf import DecodeError, Message
+from common.text import readable
 from common.ttrpc import frames
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 M = TypeVar("M", bound=Message)
+
+MAX_MESSAGE = 4096
+"""Characters of a peer's error that are passed on. Clients show them to people, and the peer may be a guest."""
 
 _ERRORS: dict[int, type[KataError]] = {
     kind.code: kind
@@ -142,4 +146,4 @@ class TtrpcClient(asyncio.Protocol):
                 return reply.decode(response.payload)
         except DecodeError as err:
             raise WireError(f"{self._peer} answered {method} with bytes that are no reply: {err}") from err
-        raise _ERRORS.get(response.status.code, KataError)(response.status.message)
+        raise _ERRORS.get(response.status.code, KataError)(readable(response.status.message[:MAX_MESSAGE]))

@@ -15,7 +15,7 @@ from common.protobuf import Message, string
 from common.protocols.task import Empty
 from common.ttrpc import frames
 from common.ttrpc import server as server_module
-from common.ttrpc.client import TtrpcClient
+from common.ttrpc.client import MAX_MESSAGE, TtrpcClient
 from common.ttrpc.server import TtrpcServer
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Service:
             ("test.Echo", "Hold"): (Text, self._hold),
             ("test.Echo", "Miss"): (Text, self._miss),
             ("test.Echo", "Break"): (Text, self._break),
+            ("test.Echo", "Refuse"): (Text, self._refuse),
             ("test.Echo", "Grow"): (Text, self._grow),
         }
         self.server = TtrpcServer(methods, group)
@@ -74,6 +75,9 @@ class Service:
 
     async def _miss(self, request: Text) -> Text:
         raise NotFoundError(f"no {request.text}", hint="look elsewhere")
+
+    async def _refuse(self, request: Text) -> Text:
+        raise KataError(request.text)
 
     async def _break(self, request: Text) -> Text:
         raise ZeroDivisionError(request.text)
@@ -122,6 +126,17 @@ async def test_a_call_that_waits_holds_no_other(service: Service) -> None:
         assert not held.done()
         service.may_go_on.set()
         assert await held == "held"
+    client.close()
+
+
+@service_test
+async def test_a_peers_error_is_bounded_and_cannot_command_a_terminal(service: Service) -> None:
+    client = await service.connect()
+    with pytest.raises(KataError) as failure:
+        await say(client, "no\n\x1b]0;owned\x07\x1b[2J" + "x" * 100_000, "Refuse")
+    assert failure.value.message.startswith("no\n\N{REPLACEMENT CHARACTER}]0;owned")
+    assert "\x1b" not in failure.value.message
+    assert len(failure.value.message) == MAX_MESSAGE
     client.close()
 
 

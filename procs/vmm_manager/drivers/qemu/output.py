@@ -13,6 +13,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from common import text
 from procs.vmm_manager.drivers import TAIL_SIZE
 
 if TYPE_CHECKING:
@@ -50,5 +51,4 @@ class Output:
 
 def readable(data: bytes) -> str:
     """Return the tail of what a guest had a hand in as text that cannot command a terminal."""
-    text = data[-TAIL_SIZE:].decode("utf-8", "replace").replace("\r\n", "\n")
-    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
+    return text.readable(data[-TAIL_SIZE:].decode("utf-8", "replace").replace("\r\n", "\n"))
