@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import functools
 import sys
-from threading import Thread
 
 from common import log
 from common.bus import service
@@ -28,17 +27,18 @@ def main() -> int:
     async def run() -> None:
         async with BusClient() as bus:
             look = functools.partial(observe, bus, HYPERVISORS)
+            loop = asyncio.get_running_loop()
             try:
-                server = serve(arguments.listen_address, look, asyncio.get_running_loop())
+                server = serve(arguments.listen_address, look, loop)
             except OSError as err:
                 raise UnavailableError(f"cannot listen on {arguments.listen_address}: {err}") from err
             with server:
                 log.get().info("listening", address=f"{server.server_name}:{server.server_port}")
-                Thread(target=server.serve_forever, daemon=True).start()
+                loop.add_reader(server.fileno(), server.handle_request)
                 try:
                     await asyncio.Event().wait()
                 finally:
-                    await asyncio.to_thread(server.shutdown)
+                    loop.remove_reader(server.fileno())
 
     return service.run("kata-monitor", run, is_debug=arguments.debug)
 

@@ -72,10 +72,15 @@ class _Server(ThreadingMixIn, WSGIServer):
     """One thread a request; a stuck client is left behind at the end."""
 
     daemon_threads = True
+    timeout: float | None = 0
+    """``handle_request`` is called when there is one, and waits for none."""
 
 
 def serve(address: str, observe: Callable[[], Awaitable[Observation]], loop: asyncio.AbstractEventLoop) -> WSGIServer:
-    """Bind ``host:port`` (port 0 = any) and return the server; its ``serve_forever`` belongs in a thread.
+    """Bind ``host:port`` (port 0 = any) and return the server.
+
+    Its ``handle_request`` is to be called whenever its socket is readable: ``serve_forever`` would look twice a second
+    whether it is to end.
 
     Raises:
         OSError: the address cannot be bound.
