@@ -192,8 +192,8 @@ def _ask_host(launch: Launch, listener: _Socket, lock: int) -> int:
             return 0
         host.sendmsg([READY], [(SOL_SOCKET, SCM_RIGHTS, fds)])
         host.settimeout(None)  # the server holds the other end: it answers or dies
-        return int(host.recv(16) or 0)
-    except OSError:
+        return int(host.recv(16))
+    except (OSError, ValueError):  # no number: it is dead, or about to be, and says why
         return 0
     finally:
         host.close()
@@ -214,10 +214,11 @@ def _fork_server(launch: Launch, listener: _Socket) -> int:
     detach(run)
     os.close(writer)
     with open(reader, "rb") as pipe:
-        pid = pipe.read()
-    if not pid:
-        raise OSError(f"the shim of sandbox {launch.sandbox_id} ended before it began")
-    return int(pid)
+        said = pipe.read()
+    if not said.isdigit():
+        why = os.fsdecode(said) or "it was killed"
+        raise OSError(f"the shim of sandbox {launch.sandbox_id} ended before it began: {why}")
+    return int(said)
 
 
 def detach(run: Callable[[], int]) -> None:
@@ -239,10 +240,14 @@ def become_server(launch: Launch, listener: _Socket, writer: int) -> int:
     Args:
         launch: what ``start`` was told.
         listener: where containerd connects.
-        writer: where the pid is written, once the server is on record; closed then.
+        writer: where the pid is written, once the server is on record, or else why it is not; closed then.
     """
     _ignore_signals()
-    record.write(launch.sandbox_id, namespace=launch.namespace, bundle=launch.bundle, socket=launch.socket_path)
+    try:
+        record.write(launch.sandbox_id, namespace=launch.namespace, bundle=launch.bundle, socket=launch.socket_path)
+    except OSError as err:
+        os.write(writer, os.fsencode(str(err)))
+        raise
     _redirect_streams(launch.bundle)
     os.chdir("/")
     os.write(writer, str(os.getpid()).encode())

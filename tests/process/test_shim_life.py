@@ -177,3 +177,18 @@ async def test_containers_of_pods_are_refused(stand: ShimStand) -> None:
     assert refused.returncode == 1
     assert b"pods are not supported yet" in refused.stderr
     assert not stand.sandbox_dir.exists()
+
+
+@stand_test
+async def test_a_shim_that_cannot_go_on_record_says_why(stand: ShimStand) -> None:
+    """As on a run directory that is full; here no file may grow."""
+    program = stand.PROGRAM
+    limited = stand.root / "limited"
+    limited.write_text(f'#!/bin/sh\nexec prlimit --fsize=0 {program} "$@"\n')
+    limited.chmod(0o700)
+    stand.PROGRAM = limited
+    done = await stand.run("start")
+    stand.PROGRAM = program
+    assert done.returncode == 1
+    assert f"the shim of sandbox {stand.id} ended before it began: [Errno 27] File too large" in done.stderr.decode()
+    assert stand.leftovers() == []
