@@ -15,7 +15,8 @@ A message is a class; a field is its number and its type::
 Wire format: https://protobuf.dev/programming-guides/encoding/. Presence is proto3's: a scalar that has its default
 value is not sent, an absent one reads as its default, an absent message reads as None. Unknown fields are skipped.
 Bytes from a guest are hostile: every length is checked against what is left, nesting stops at 32, and a bad message
-raises :class:`DecodeError` and nothing else.
+raises :class:`DecodeError` and nothing else. A field may have two bytes and cost a hundred times that when it is read, so
+their number is limited too.
 
 This module is part of the guest and imports nothing that costs time there.
 """
@@ -40,10 +41,32 @@ else:
 
 _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
 _MAX_DEPTH = 32
+_MAX_FIELDS = 1 << 18
+"""Fields of one message, nested ones included: a command line as long as execve(2) takes it has fewer arguments."""
 
 
 class DecodeError(ValueError):
     """The bytes are not a message of this type."""
+
+
+class _Limits:
+    """What one message may still cost: levels of nesting, and fields."""
+
+    __slots__ = ("fields", "levels")
+
+    def __init__(self) -> None:
+        self.levels = _MAX_DEPTH
+        self.fields = _MAX_FIELDS
+
+    def take_field(self) -> None:
+        """Note that a field, or a number of a packed one, is to be read.
+
+        Raises:
+            DecodeError: it is one too many.
+        """
+        self.fields -= 1
+        if self.fields < 0:
+            raise DecodeError(f"more than {_MAX_FIELDS} fields")
 
 
 class Field:
@@ -186,28 +209,32 @@ class Message:
         return bytes(out)
 
     @classmethod
-    def decode(cls, data: bytes | memoryview, depth: int = 0) -> Self:
+    def decode(cls, data: bytes | memoryview, limits: _Limits | None = None) -> Self:
         """Read a message.
 
         Args:
             data: exactly the message's bytes.
-            depth: how deep it is nested; callers leave it.
+            limits: those of the message that it is nested in; callers leave it.
 
         Raises:
             DecodeError: the bytes are not such a message.
         """
-        if depth > _MAX_DEPTH:
+        limits = limits or _Limits()
+        limits.levels -= 1
+        if limits.levels < 0:
             raise DecodeError(f"{cls.__name__}: nested deeper than {_MAX_DEPTH}")
         self = cls()
         view = memoryview(data)
         at = 0
         try:
             while at < len(view):
+                limits.take_field()
                 tag, at = _read_varint(view, at)
                 field = cls._fields.get(tag >> 3)
-                at = _skip(view, at, tag & 7) if field is None else _read_field(self, field, view, at, tag & 7, depth)
+                at = _skip(view, at, tag & 7) if field is None else _read_field(self, field, view, at, tag & 7, limits)
         except (IndexError, struct.error, UnicodeDecodeError) as err:
             raise DecodeError(f"{cls.__name__}: truncated or malformed at byte {at}") from err
+        limits.levels += 1
         return self
 
 
@@ -300,7 +327,7 @@ def _read_number(field: Field, view: memoryview, at: int) -> tuple[object, int]:
     return _NUMBER[field.kind](value), at
 
 
-def _read_field(target: Message, field: Field, view: memoryview, at: int, wire: int, depth: int) -> int:
+def _read_field(target: Message, field: Field, view: memoryview, at: int, wire: int, limits: _Limits) -> int:
     """Read one field's value into ``target``; return where the next one begins."""
     scalar = field.kind in _PACKED
     if scalar and wire == _LEN and field.repeated:
@@ -308,6 +335,7 @@ def _read_field(target: Message, field: Field, view: memoryview, at: int, wire: 
         values = getattr(target, field.name)
         inner = 0
         while inner < len(packed):
+            limits.take_field()
             value, inner = _read_number(field, packed, inner)
             values.append(value)
         return end
@@ -317,7 +345,7 @@ def _read_field(target: Message, field: Field, view: memoryview, at: int, wire: 
         value, at = _read_number(field, view, at)
     else:
         data, at = _read_sized(view, at)
-        value = _read_data(field, data, depth)
+        value = _read_data(field, data, limits)
     if field.kind == "map":
         getattr(target, field.name).update(value)
     elif field.repeated:
@@ -327,8 +355,8 @@ def _read_field(target: Message, field: Field, view: memoryview, at: int, wire: 
     return at
 
 
-def _read_data(field: Field, data: memoryview, depth: int) -> object:
+def _read_data(field: Field, data: memoryview, limits: _Limits) -> object:
     if field.message is not None:
-        inner = field.message.decode(data, depth + 1)
+        inner = field.message.decode(data, limits)
         return {inner.key: inner.value} if field.kind == "map" else inner  # type: ignore[attr-defined]
     return str(data, "utf-8") if field.kind == "string" else bytes(data)

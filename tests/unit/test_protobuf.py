@@ -188,9 +188,41 @@ def test_what_is_wrong_is_said(data: bytes, said: str) -> None:
         Everything.decode(data)
 
 
+class Nest(Message):
+    """A message in a message in …"""
+
+
+_of_itself: Any = message(1, Nest)  # a class cannot name itself while it is made
+_of_itself.name = "nest"
+Nest._fields = {1: _of_itself}
+
+
+def nested(levels: int) -> bytes:
+    data = b""
+    for _ in range(levels):
+        data = b"\x0a" + bytes([len(data)]) + data
+    return data
+
+
 def test_nesting_is_bounded() -> None:
+    assert vars(Nest.decode(nested(31)))["nest"]
     with pytest.raises(DecodeError, match="nested deeper than 32"):
-        Inner.decode(b"", depth=33)
+        Nest.decode(nested(32))
+
+
+@pytest.mark.parametrize(
+    ("head", "field"),
+    [
+        (b"", Everything(words=["x"]).encode()),
+        (b"", Everything(inners=[Inner()]).encode()),
+        (b"", b"\x98\x7f\x01"),  # unknown
+        (b"\x4a\x81\x80\x10", b"\x01"),  # packed
+    ],
+)
+def test_many_small_fields_are_refused(head: bytes, field: bytes) -> None:
+    """Each costs a hundred times its size."""
+    with pytest.raises(DecodeError, match="more than 262144 fields"):
+        Everything.decode(head + field * ((1 << 18) + 1))
 
 
 @pytest.mark.parametrize(
