@@ -15,8 +15,8 @@ A message is a class; a field is its number and its type::
 Wire format: https://protobuf.dev/programming-guides/encoding/. Presence is proto3's: a scalar that has its default
 value is not sent, an absent one reads as its default, an absent message reads as None. Unknown fields are skipped.
 Bytes from a guest are hostile: every length is checked against what is left, nesting stops at 32, and a bad message
-raises :class:`DecodeError` and nothing else. A field may have two bytes and cost a hundred times that when it is read, so
-their number is limited too.
+raises :class:`DecodeError` and nothing else. A field may have two bytes and cost a hundred times that when it is read,
+so their number is limited too.
 
 This module is part of the guest and imports nothing that costs time there.
 """
