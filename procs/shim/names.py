@@ -26,7 +26,7 @@ def checked_id(text: str) -> str:
 def socket_path(address: str, namespace: str, sandbox_id: str) -> str:
     """Return the server's socket: containerd's own rule, so that both find the same (v1.6.20 ``shim/util_unix.go``)."""
     try:
-        from _sha256 import sha256  # hashlib's own; hashlib itself loads OpenSSL, 3 ms of each start and delete
+        from _sha256 import sha256  # type: ignore[import-not-found]  # hashlib loads OpenSSL: 3 ms a call
     except ImportError:  # CPython 3.12 has it elsewhere
         from hashlib import sha256
 
