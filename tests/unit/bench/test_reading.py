@@ -49,18 +49,18 @@ def test_peers_take_turns_and_the_first_round_does_not_count() -> None:
     assert samples["a"] == [float(2 * number + 1) for number in range(1, run._ROUNDS + 1)]
 
 
-def test_the_ratios_are_of_medians(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_ratios_compare_what_was_measured_in_the_same_round(capsys: pytest.CaptureFixture[str]) -> None:
     run.report(
         {
-            run._BOOT: [2.0, 9.0, 2.0],
-            run._RUN: [3.0, 3.0, 9.0],
-            run._RUNC_RUN: [0.1],
-            run._CRUN_RUN: [0.4],
-            run._EXEC: [0.3],
-            run._RUNC_EXEC: [0.1],
-            run._CRUN_EXEC: [0.2],
+            run._BOOT: [2.0, 5.0, 2.0],
+            run._RUN: [3.0, 6.0, 9.0],
+            run._RUNC_RUN: [0.1, 0.4, 0.1],
+            run._CRUN_RUN: [0.4, 0.1, 0.9],
+            run._EXEC: [0.3, 0.3, 0.9],
+            run._RUNC_EXEC: [0.1, 0.1, 0.1],
+            run._CRUN_EXEC: [0.2, 0.2, 0.2],
         }
     )
     printed = capsys.readouterr().out
-    assert "(3.000 - 2.000) / (0.100 + 0.400) = 1.000 / 0.500 = 2.00" in printed
-    assert "0.300 / (0.100 + 0.200) = 0.300 / 0.300 = 1.00" in printed
+    assert "(runc: ctr run + crun run in the guest) = 1.000 / 0.500 = 2.00\n" in printed
+    assert "(runc: ctr task exec + crun exec in the guest) = 0.300 / 0.300 = 1.00\n" in printed
