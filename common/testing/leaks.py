@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,7 @@ class Footprint:
 
     def of_containers(self) -> list[str]:
         """Return what containers have on the host, in words: nothing, while none exists."""
-        ending = [p for p in self.processes() if p.name().startswith(_OF_CONTAINERS)]
+        ending = [p for p in self.processes() if name_of(p).startswith(_OF_CONTAINERS)]
         _, living = psutil.wait_procs(ending, timeout=self.grace_s)
         return [
             *(f"sandbox directory {name}" for name in self.sandboxes()),
@@ -60,13 +61,16 @@ class Footprint:
             *(f"mount {path}" for path in mounts.mounted_below(str(self.root))),
             *(f"socket {path}" for path in self._sockets()),
             *(f"bundle {path}" for path in (self.root / "state").glob("*.task/*/*")),
-            *(f"process {process.pid} {process.name()}" for process in living),
+            *(f"process {process.pid} {name_of(process)}" for process in living),
         ]
 
     def everything(self) -> list[str]:
         """Return what the stack has on the host outside its root, in words: nothing, once it has ended."""
-        others = [p for p in self.processes() if not p.name().startswith(_OF_CONTAINERS)]
-        return [*self.of_containers(), *(f"process {process.pid} {process.name()}" for process in others)]
+        others = [p for p in self.processes() if not name_of(p).startswith(_OF_CONTAINERS)]
+        return [
+            *self.of_containers(),
+            *(f"process {process.pid} {name_of(process)}" for process in others if process.is_running()),
+        ]
 
     def remove(self) -> None:
         """Remove all of it by force, the root excepted.
@@ -76,7 +80,8 @@ class Footprint:
         """
         killed = self.processes()
         for process in killed:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         for name in self._cgroups():
             cgroup.kill(name)
         psutil.wait_procs(killed, timeout=_KILL_TIMEOUT_S)
@@ -103,3 +108,11 @@ class Footprint:
         """Return the ids of all sandboxes that there have been."""
         logs = [file.read_text(errors="replace") for file in (self.run_dir / "log").glob("*.log*")]
         return {*self.sandboxes(), *(name for text in logs for name in _NAMED.findall(text))}
+
+
+def name_of(process: psutil.Process) -> str:
+    """Return a process's name, or nothing if it has ended meanwhile."""
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""

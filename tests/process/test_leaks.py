@@ -9,11 +9,12 @@ import uuid
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from common import paths
 from common.linux import cgroup, mounts
-from common.testing.leaks import SHIM_SOCKETS, Footprint
+from common.testing.leaks import SHIM_SOCKETS, Footprint, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,3 +78,11 @@ def test_everything_that_a_container_leaves_is_found_and_removed(footprint: Foot
 def test_what_belongs_to_others_is_left_alone(footprint: Footprint, tmp_path: Path) -> None:
     with running("qemu", footprint.root, tmp_path):
         assert footprint.everything() == []
+
+
+def test_a_process_that_ends_while_it_is_looked_at_has_no_name() -> None:
+    with subprocess.Popen(["/bin/sleep", "1000"]) as child:
+        process = psutil.Process(child.pid)
+        assert name_of(process) == "sleep"
+        child.kill()
+    assert name_of(process) == ""
