@@ -139,7 +139,7 @@ async def test_what_is_mounted_later_reaches_the_daemon(sandbox: str) -> None:
 
 
 @in_event_loop
-async def test_the_death_of_a_daemon_is_told(sandbox: str) -> None:
+async def test_the_death_of_a_daemon_is_told_and_ends_its_vm(sandbox: str) -> None:
     async with managing() as manager:
         await manager.create(sandbox)
         await manager.add(sandbox)
@@ -147,8 +147,10 @@ async def test_the_death_of_a_daemon_is_told(sandbox: str) -> None:
         await manager.start()  # it watches also what it did not start
         for daemon in daemons(sandbox):
             daemon.kill()
-        record = await manager.logs("virtiofsd died")
+        record = await manager.logs("virtiofsd died, ending its VM")
         assert (record["level"], record["sandbox"], record["device"]) == ("error", sandbox, "share-1")
+        await manager.logs("VM ended")
+        assert daemons(sandbox) == []
         await manager.destroy(sandbox)
 
 
@@ -158,4 +160,4 @@ async def test_the_end_of_a_sandbox_is_no_death_of_a_daemon(sandbox: str) -> Non
         await manager.create(sandbox)
         await manager.add(sandbox)
         await manager.destroy(sandbox)
-        assert "virtiofsd died" not in {record["event"] for record in manager.logged()}
+        assert "virtiofsd died, ending its VM" not in {record["event"] for record in manager.logged()}

@@ -1,6 +1,8 @@
 """Directories that a VM shares by virtio-fs: each a virtiofsd, and a chardev of QEMU that leads to it.
 
-virtiofsd ends when QEMU closes its connection. If it ends before, its device answers no more; that is told.
+virtiofsd ends when QEMU closes its connection. If it ends before, its device never answers again, and who asks it in
+the guest waits for ever and cannot be killed. So that is told, and the VM is ended: whoever waits for a container learns
+of it as of any other death of the VM.
 """
 
 from __future__ import annotations
@@ -92,7 +94,7 @@ class Shares:
             return
         daemon = Process.find(identity, directory=self._directory, log=_log_name(device_id))
         if daemon is None:
-            self._tell_death(device_id, "nothing that is still known")
+            self._end_vm(device_id, "nothing that is still known")
         else:
             self._watch(device_id, daemon)
 
@@ -101,16 +103,17 @@ class Shares:
         self._workers.spawn(self._wait(device_id, daemon))
 
     async def _wait(self, device_id: str, daemon: Process) -> None:
-        """Wait for the end of a virtiofsd, and say so if its device is still in use."""
+        """Wait for the end of a virtiofsd, and end the VM if its device is still in use."""
         await daemon.wait()
         with suppress(TimeoutError):
             async with asyncio.timeout(_COMMON_END_S):  # a sandbox's processes are killed together
                 await self._qemu.wait()
         if self._daemons.pop(device_id, None) is not None and self._qemu.is_running:
-            self._tell_death(device_id, daemon.output.tail())
+            self._end_vm(device_id, daemon.output.tail())
 
-    def _tell_death(self, device_id: str, said: str) -> None:
-        log.get().error("virtiofsd died", sandbox=self._record.sandbox_id, device=device_id, said=said)
+    def _end_vm(self, device_id: str, said: str) -> None:
+        log.get().error("virtiofsd died, ending its VM", sandbox=self._record.sandbox_id, device=device_id, said=said)
+        self._qemu.kill()
 
 
 def _log_name(device_id: str) -> str:
