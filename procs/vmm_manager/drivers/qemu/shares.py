@@ -1,8 +1,8 @@
 """Directories that a VM shares by virtio-fs: each a virtiofsd, and a chardev of QEMU that leads to it.
 
 virtiofsd ends when QEMU closes its connection. If it ends before, its device never answers again, and who asks it in
-the guest waits for ever and cannot be killed. So that is told, and the VM is ended: whoever waits for a container learns
-of it as of any other death of the VM.
+the guest waits for ever and cannot be killed. So that is told, and the VM is ended: whoever waits for a container
+learns of it as of any other death of the VM.
 """
 
 from __future__ import annotations
