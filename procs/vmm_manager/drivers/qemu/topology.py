@@ -7,7 +7,7 @@
               04…08    bridge0…  PCI bridges, ``default_bridges`` (1 to 5) of them: 30 slots each
               09…18    port0…    PCIe root ports, ``pcie_root_port`` of them: one slot each
 
-pcie.0 itself takes no hotplug. Why bridges and not root ports only: docs/adr/0016-bridges-for-hotplug.md. A bridge
+pcie.0 itself takes no hotplug. Why bridges and not root ports only: docs/adr/0015-bridges-for-hotplug.md. A bridge
 without firmware that expects hotplug gets no address space, and devices behind it do not work; so it asks for windows
 that hold thirty virtio devices (each 4 KiB, and 16 KiB prefetchable). Its hotplug is ACPI's, not SHPC's, whose driver
 Debian's cloud kernel does not have. Slot 0 is left out, as upstream does.
