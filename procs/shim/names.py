@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import os
 
+try:
+    from _sha256 import sha256  # type: ignore[import-not-found]  # hashlib loads OpenSSL: 3 ms a call
+except ImportError:  # CPython 3.12 has it elsewhere
+    from hashlib import sha256
+
 SOCKET_DIR = "/run/containerd/s"
 _MAX_ID = 76
 
@@ -25,10 +30,5 @@ def checked_id(text: str) -> str:
 
 def socket_path(address: str, namespace: str, sandbox_id: str) -> str:
     """Return the server's socket: containerd's own rule, so that both find the same (v1.6.20 ``shim/util_unix.go``)."""
-    try:
-        from _sha256 import sha256  # type: ignore[import-not-found]  # hashlib loads OpenSSL: 3 ms a call
-    except ImportError:  # CPython 3.12 has it elsewhere
-        from hashlib import sha256
-
     name = os.path.normpath(f"{address}/{namespace}/{sandbox_id}")
     return f"{SOCKET_DIR}/{sha256(name.encode()).hexdigest()}"

@@ -38,7 +38,9 @@ async def test_devices_are_listed_and_their_stories_told() -> None:
 
         code, told, _ = await runtime("devices", "story", attached.device_id)
         assert (code, told.splitlines()[0]) == (0, f"device {attached.device_id} of sandbox s1")
-        assert [line.split()[2] for line in told.splitlines()[1:]] == ["attaching", "plugged", "plugged", "attached"]
+        states = [line.split()[2] for line in told.splitlines()[1:]]
+        assert states[:4] == ["attaching", "plugged", "plugged", "attached"]
+        assert set(states[4:]) <= {"attached"}, "it may be compared with the hypervisor's list meanwhile"
         assert "added by the hypervisor" in told
         story = json.loads((await runtime("devices", "story", attached.device_id, "--json"))[1])
         assert [chapter["detail"] for chapter in story["chapters"][1:]] == ["share-1", "c2", "c1"]
