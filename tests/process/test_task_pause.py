@@ -72,9 +72,8 @@ async def test_a_paused_container_can_be_killed(stand: ShimStand) -> None:
 @stand_test
 async def test_another_signal_waits_until_it_goes_on(stand: ShimStand) -> None:
     out = Reader(stand, "out")
-    shim = await running(
-        stand, "sh", "-c", "trap 'echo got; exit 5' TERM; echo ready; sleep 1000 & wait", stdout=out.path
-    )
+    script = "trap 'kill $!; exit 5' TERM; sleep 1000 & echo ready; wait"  # ready when there is what holds the output
+    shim = await running(stand, "sh", "-c", script, stdout=out.path)
     await out.until(b"ready")
     await shim.ask("Pause")
     await shim.kill(SIGTERM)
