@@ -87,11 +87,12 @@ def test_sandboxes_are_listed_by_their_shims(run_dir: Path) -> None:
 
 
 def test_other_pages_say_what_there_is() -> None:
-    with monitor() as url, pytest.raises(urllib.error.HTTPError) as refused:
-        get(f"{url}/nothing")
-    assert refused.value.code == 404
-    assert b"/metrics and /sandboxes" in refused.value.read()
-    refused.value.close()
+    with monitor() as url:
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            get(f"{url}/nothing")
+        with refused.value as answer:
+            assert answer.code == 404
+            assert b"/metrics and /sandboxes" in answer.read()
 
 
 def test_an_address_that_cannot_be_had_is_a_message_not_a_traceback() -> None:
