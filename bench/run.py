@@ -26,7 +26,7 @@ from bench.peers import bare_boot, crun_in_guest, first_crun_run
 from bench.phases import boot_phases
 from common.testing.containers import running
 from common.testing.stack import IMAGE, RUNTIME, Stack
-from procs.vmm_manager.drivers.qemu.probe import Verdict
+from procs.vmm_manager.drivers.probe import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ from common.config import QemuConfig
 from common.testing.stack import GUEST
 from guest.image.cpio import Archive
 from procs.vmm_manager.drivers.qemu.cmdline import CONSOLE, CONSOLE_SIZE, QMP_SOCKET, QemuCommand
-from procs.vmm_manager.drivers.qemu.spawn import connect, listening
+from procs.vmm_manager.drivers.spawn import connect, listening
 
 if TYPE_CHECKING:
     import socket

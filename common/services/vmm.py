@@ -12,8 +12,8 @@ from enum import StrEnum
 import msgspec
 
 from common.bus.wire import Empty, Event, Verb
-from common.config import BlockDriver as BlockDriver  # noqa: PLC0414 - part of the contract
-from common.config import QemuConfig
+from common.config.hypervisors import BlockDriver as BlockDriver  # noqa: PLC0414 - part of the contract
+from common.config.hypervisors import HypervisorConfig
 from common.processes import ProcessIdentity
 
 
@@ -23,10 +23,15 @@ def service_name(hypervisor: str) -> str:
 
 
 class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
-    """Start a VM for a sandbox. It boots while the caller does other things."""
+    """Start a VM for a sandbox. It boots while the caller does other things.
+
+    Attributes:
+        sandbox_id: whose.
+        config: how it is made, in the terms of the manager that is asked.
+    """
 
     sandbox_id: str
-    config: QemuConfig
+    config: HypervisorConfig
 
 
 class BusKind(StrEnum):
@@ -55,7 +60,7 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         sandbox_id: whose VM it is.
-        hypervisor: ``qemu``.
+        hypervisor: its name, that of its section in the configuration.
         version: the hypervisor's own version, for example ``7.2.22``.
         accelerator: ``kvm`` or ``tcg`` (software emulation).
         process: the VMM process.

@@ -11,6 +11,7 @@ from common.bus import service
 from common.bus.client import BusClient
 from common.bus.events import Publisher
 from common.bus.server import BusServer
+from common.config import HYPERVISORS
 from common.services.device import SERVICE
 from common.workers import Workers
 from procs.device_manager.journal import Journal
@@ -20,8 +21,6 @@ from procs.device_manager.news import News
 from procs.device_manager.replies import Replies
 from procs.device_manager.service import DeviceService
 from procs.device_manager.table import Table
-
-HYPERVISORS = ("qemu",)
 
 
 def main() -> int:

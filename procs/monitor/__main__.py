@@ -14,8 +14,6 @@ from common.errors import UnavailableError
 from procs.monitor.http import serve
 from procs.monitor.observation import observe
 
-HYPERVISORS = ("qemu",)
-
 
 def main() -> int:
     """Run until a signal; return the exit code."""
@@ -26,7 +24,7 @@ def main() -> int:
 
     async def run() -> None:
         async with BusClient() as bus:
-            look = functools.partial(observe, bus, HYPERVISORS)
+            look = functools.partial(observe, bus)
             loop = asyncio.get_running_loop()
             try:
                 server = serve(arguments.listen_address, look, loop)

@@ -16,6 +16,7 @@ import psutil
 
 from common import paths
 from common.bus.wire import Empty
+from common.config import HYPERVISORS
 from common.errors import KataError
 from common.linux import cgroup
 from common.services import device, vmm
@@ -65,9 +66,9 @@ class Observation:
     processes: tuple[ProcessSample, ...]
 
 
-async def observe(bus: BusClient, hypervisors: Iterable[str]) -> Observation:
+async def observe(bus: BusClient) -> Observation:
     """Look at every service and every sandbox now."""
-    managers = [vmm.service_name(hypervisor) for hypervisor in hypervisors]
+    managers = list(_managers())
     services = [*managers, device.SERVICE]
     health, vm_lists = await asyncio.gather(
         asyncio.gather(*(_ask(bus, service, HEALTH, Empty()) for service in services)),
@@ -86,6 +87,13 @@ async def observe(bus: BusClient, hypervisors: Iterable[str]) -> Observation:
         shims=shims,
         processes=tuple(_samples(pids)),
     )
+
+
+def _managers() -> Iterator[str]:
+    """Yield the VM managers that this host has, whether they run or not: each leaves its lock file."""
+    for service in map(vmm.service_name, HYPERVISORS):
+        if Path(paths.bus_dir(), f"{service}.lock").exists():
+            yield service
 
 
 async def _ask(bus: BusClient, service: str, verb: Verb[Q, R], request: Q) -> R | None:

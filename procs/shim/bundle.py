@@ -56,7 +56,7 @@ def read(request: task.CreateTaskRequest, settings: KataConfig) -> Wanted:
     except ValueError as err:
         raise UsageError(f"{request.bundle}/config.json: {err}") from err
     rootfs = _rootfs(request, config)
-    on_disk = disk.of(rootfs, request.id, settings.qemu)
+    on_disk = disk.of(rootfs, request.id, settings.hypervisor)
     if on_disk is not None and message.root is not None:
         message.root.path, rootfs = on_disk.mount_point, []
     return Wanted(spec=message, hooks=hooks, disk=on_disk, rootfs=rootfs, mounts=mounts)

@@ -19,7 +19,7 @@ from common.services.vmm import BlockSpec, scsi_address
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from common.config import QemuConfig
+    from common.config import HypervisorSection
     from common.protocols.task import Mount
     from common.services.device import Device
 
@@ -63,7 +63,7 @@ class Disk:
         )
 
 
-def of(rootfs: Sequence[Mount], container_id: str, config: QemuConfig) -> Disk | None:
+def of(rootfs: Sequence[Mount], container_id: str, config: HypervisorSection) -> Disk | None:
     """Return the disk that these mounts describe, or None if the host is to mount them."""
     if config.disable_block_device_use or len(rootfs) != 1:
         return None

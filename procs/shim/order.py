@@ -19,7 +19,6 @@ from common.services import vmm
 if TYPE_CHECKING:
     from procs.shim.launch import Launch
 
-HYPERVISOR = "qemu"
 CREATE_TIMEOUT_S = 20
 
 
@@ -28,6 +27,7 @@ class Order:
 
     Attributes:
         config: the configuration that it was asked for with.
+        service: the VM manager that was asked.
         wish: the request.
         early: the request on its way.
 
@@ -37,8 +37,9 @@ class Order:
 
     def __init__(self, launch: Launch) -> None:
         self.config = configuration.load(configuration.find(_wanted_config(launch.options)))
-        self.wish = vmm.CreateVm(sandbox_id=launch.sandbox_id, config=self.config.qemu)
-        self.early = EarlyCall(vmm.service_name(HYPERVISOR), vmm.CREATE_VM, self.wish, timeout_s=CREATE_TIMEOUT_S)
+        self.wish = vmm.CreateVm(sandbox_id=launch.sandbox_id, config=self.config.hypervisor)
+        self.service = vmm.service_name(self.config.hypervisor.name)
+        self.early = EarlyCall(self.service, vmm.CREATE_VM, self.wish, timeout_s=CREATE_TIMEOUT_S)
 
 
 def _wanted_config(options: bytes) -> str:

@@ -22,7 +22,7 @@ from common import log
 from common.errors import GuestError, KataError, UnavailableError
 from common.linux import identity
 from common.services import vmm
-from procs.shim.order import CREATE_TIMEOUT_S, HYPERVISOR, Order
+from procs.shim.order import CREATE_TIMEOUT_S, Order
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -168,7 +168,7 @@ class Sandbox:
         self._agent = agent = await self._dial(vm, config)
         self._enter("sharing the file system")
         async with devices.taken_into_use(share):
-            hook_path = config.qemu.guest_hook_path
+            hook_path = config.hypervisor.guest_hook_path
             await agent.create_sandbox(self.sandbox_id, hostname=self.sandbox_id, guest_hook_path=hook_path)
         self._enter("running")
         from procs.shim.streams import StreamPorts
@@ -195,9 +195,10 @@ class Sandbox:
 
     async def _create_vm(self, order: Order) -> Vm:
         """Ask for the VM again, now that the answer can be waited for."""
-        service, call_id = vmm.service_name(HYPERVISOR), order.early.call_id
         try:
-            return await self._bus.call(service, vmm.CREATE_VM, order.wish, timeout_s=CREATE_TIMEOUT_S, call_id=call_id)
+            return await self._bus.call(
+                order.service, vmm.CREATE_VM, order.wish, timeout_s=CREATE_TIMEOUT_S, call_id=order.early.call_id
+            )
         finally:
             order.early.close()
 
@@ -226,7 +227,7 @@ class Sandbox:
     async def _dial(self, vm: Vm, config: KataConfig) -> Agent:
         from procs.shim.agent import Agent
 
-        limit, qemu = config.agent.dial_timeout, config.qemu
+        limit, section = config.agent.dial_timeout, config.hypervisor
         try:
             async with asyncio.timeout(limit):
                 agent = await Agent.connect(vm.agent_socket)
@@ -234,8 +235,8 @@ class Sandbox:
         except (UnavailableError, ConnectionError) as err:
             raise GuestError(
                 "the guest ended before its agent answered",
-                hint=f"see the console above for the cause; the VM boots kernel {qemu.kernel}, initrd {qemu.initrd} "
-                f"and kernel_params {qemu.kernel_params!r} of {config.source}",
+                hint=f"see the console above for the cause; the VM boots kernel {section.kernel}, initrd "
+                f"{section.initrd} and kernel_params {section.kernel_params!r} of {config.source}",
             ) from err
         except TimeoutError as err:
             raise GuestError(
@@ -259,20 +260,19 @@ class Sandbox:
         """Return the error as a client should see it: whose, in which phase, and what the VM printed last."""
         text = f"sandbox {self.sandbox_id} failed while {self._phase}: {err.message}"
         if self._vm is not None:
-            text += await self._last_words()
+            text += await self._last_words(self._vm)
         return type(err)(text, hint=err.hint, **err.context)
 
-    async def _last_words(self) -> str:
+    async def _last_words(self, vm: Vm) -> str:
         ref = vmm.SandboxRef(sandbox_id=self.sandbox_id)
         try:
-            status = await self._bus.call(
-                vmm.service_name(HYPERVISOR), vmm.DESCRIBE_VM, ref, timeout_s=DESCRIBE_TIMEOUT_S
-            )
+            service = vmm.service_name(vm.hypervisor)
+            status = await self._bus.call(service, vmm.DESCRIBE_VM, ref, timeout_s=DESCRIBE_TIMEOUT_S)
         except KataError as err:
             return f"; what the VM printed is not known: {err.message}"
         state = status.runstate if status.is_running else "ended"
         parts = [f"; the VM is {state}"]
-        for name, tail in (("console", status.console_tail), ("QEMU", status.log_tail)):
+        for name, tail in (("console", status.console_tail), (vm.hypervisor, status.log_tail)):
             if tail.strip():
                 parts.append(f"; last lines of {name}:\n{tail.rstrip()}\n")
         return "".join(parts)
@@ -285,7 +285,7 @@ class Sandbox:
         if self._agent is not None:
             await self._stop_guest(self._agent)
         if isinstance(self._order, Order):
-            await self._destroy_vm()
+            await self._destroy_vm(self._order.service)
         from common import paths
         from common.linux import mounts
 
@@ -300,12 +300,12 @@ class Sandbox:
                 _log.warning("guest did not end itself", error=str(err))
         agent.close()
 
-    async def _destroy_vm(self) -> None:
+    async def _destroy_vm(self, service: str) -> None:
         from procs.shim import cleanup
 
         ref = vmm.SandboxRef(sandbox_id=self.sandbox_id)
         try:
-            await self._bus.call(vmm.service_name(HYPERVISOR), vmm.DESTROY_VM, ref, timeout_s=DESTROY_TIMEOUT_S)
+            await self._bus.call(service, vmm.DESTROY_VM, ref, timeout_s=DESTROY_TIMEOUT_S)
         except KataError as err:
             _log.warning("VM manager did not destroy the VM, killing it", error=str(err))
             await asyncio.to_thread(cleanup.kill_vm, self.sandbox_id)

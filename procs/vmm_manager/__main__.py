@@ -12,11 +12,9 @@ from common.bus.events import Publisher
 from common.bus.server import BusServer
 from common.services.vmm import service_name
 from common.workers import Workers
-from procs.vmm_manager.drivers.qemu.driver import QemuDriver
+from procs.vmm_manager.drivers import DRIVERS, driver_of
 from procs.vmm_manager.registry import Registry
 from procs.vmm_manager.service import VmmService
-
-DRIVERS = {driver.name: driver for driver in (QemuDriver,)}
 
 
 def main() -> int:
@@ -30,7 +28,7 @@ def main() -> int:
 
     async def serve() -> None:
         name = service_name(arguments.hypervisor)
-        driver, publisher, workers = DRIVERS[arguments.hypervisor](), Publisher(name), Workers()
+        driver, publisher, workers = driver_of(arguments.hypervisor), Publisher(name), Workers()
         registry = Registry(driver, publisher, workers)
         server = BusServer(name, gauges=lambda: {"vms": float(len(registry.vms()))})
         is_recovered = asyncio.Event()

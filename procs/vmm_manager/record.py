@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from common import paths
-from common.config import QemuConfig
+from common.config import HypervisorConfig
 from common.processes import ProcessIdentity
 from common.services.vmm import DeviceSpec, Vm
 
@@ -54,7 +54,7 @@ class VmRecord(msgspec.Struct, kw_only=True):
 
     sandbox_id: str
     request_id: str = ""
-    config: QemuConfig | None = None
+    config: HypervisorConfig | None = None
     vm: Vm | None = None
     next_device: int = 1
     devices: dict[str, DeviceRecord] = {}

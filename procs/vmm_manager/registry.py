@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from common import log, paths
-from common.errors import BugError, HypervisorError, KataError, NotFoundError, UnsupportedError
+from common.errors import BugError, HypervisorError, KataError, NotFoundError, UnsupportedError, UsageError
 from common.linux import cgroup
 from common.services.vmm import DEVICE_REMOVED, VM_EXITED, DeviceRemoved, VmExited, VmStatus
 from procs.vmm_manager import record as records
@@ -56,19 +56,26 @@ class Registry:
         return tuple(machine.vm for machine in self._machines.values() if machine.is_running)
 
     async def recover(self) -> None:
-        """Take over what an earlier manager left; end what cannot be taken over."""
+        """Take over what an earlier manager left; end what cannot be taken over.
+
+        Other hypervisors' VMs are their managers'. A record that cannot be read is nobody's, so everybody's.
+        """
         async with asyncio.TaskGroup() as group:
             for record in records.load_all():
-                group.create_task(self._recover(record))
+                if record.config is None or record.config.name == self._driver.name:
+                    group.create_task(self._recover(record))
 
     async def create(self, request: CreateVm) -> Vm:
         """Start a VM; a sandbox that has one keeps it, so that the call may be repeated.
 
         Raises:
             NotFoundError: the sandbox's directory does not exist.
+            UsageError: the configuration is another hypervisor's.
             HypervisorError: the VM did not start; nothing of it is left.
         """
-        sandbox_id = request.sandbox_id
+        sandbox_id, wanted = request.sandbox_id, request.config.name
+        if wanted != self._driver.name:
+            raise UsageError(f"this is the manager of {self._driver.name}, and the configuration is {wanted}'s")
         async with self._lock(sandbox_id):
             machine = self._machines.get(sandbox_id)
             if machine is not None and machine.is_running:

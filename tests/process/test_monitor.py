@@ -51,11 +51,14 @@ def samples(text: str) -> dict[tuple[str, str], float]:
     return found
 
 
-def test_services_that_are_down_do_not_fail_a_scrape() -> None:
+def test_services_that_are_down_do_not_fail_a_scrape(run_dir: Path) -> None:
+    (run_dir / "bus").mkdir()
+    (run_dir / "bus/vmm.qemu.lock").touch()
     with monitor() as url:
         seen = samples(get(f"{url}/metrics"))
         assert seen["kata_service_up", "vmm.qemu"] == 0
         assert seen["kata_service_up", device.SERVICE] == 0
+        assert ("kata_service_up", "vmm.clh") not in seen, "this host has no such manager"
         assert seen["kata_monitor_running_shim_count", ""] == 0
         assert samples(get(f"{url}/metrics"))["kata_monitor_scrape_count", ""] == 1, "those before it"
 

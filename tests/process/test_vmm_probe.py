@@ -13,7 +13,8 @@ import pytest
 from common import paths
 from common.config import QemuConfig
 from common.linux import identity
-from procs.vmm_manager.drivers.qemu import probe
+from procs.vmm_manager.drivers import probe
+from procs.vmm_manager.drivers.qemu.cmdline import probe_argv
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,14 +52,14 @@ def verdict() -> dict[str, str]:
 
 
 def accelerator(config: QemuConfig) -> str:
-    return asyncio.run(probe.Probe().accelerator(config))
+    return asyncio.run(probe.Probe(probe_argv).verdict(config)).accelerator
 
 
 @pytest.mark.parametrize(
     ("script", "chosen", "reason"),
     [
         (BOOTS, "kvm", "the guest's kernel booted"),
-        (ABORTS, "tcg", "QEMU gave up under KVM: error: failed to set MSR 0x10a"),
+        (ABORTS, "tcg", "qemu gave up under KVM: error: failed to set MSR 0x10a"),
         (HANGS, "tcg", "a guest hung under KVM after: Linux version 6"),
         (IS_MUTE, "tcg", "a guest hung under KVM after: nothing at all"),
     ],
@@ -82,8 +83,9 @@ def test_the_verdict_holds_for_one_boot(host: Callable[[str], QemuConfig]) -> No
 
 def test_many_who_ask_at_once_are_answered_by_one_boot(host: Callable[[str], QemuConfig]) -> None:
     async def ask() -> list[str]:
-        asked = probe.Probe()
-        return list(await asyncio.gather(*(asked.accelerator(host(BOOTS)) for _ in range(3))))
+        asked = probe.Probe(probe_argv)
+        verdicts = await asyncio.gather(*(asked.verdict(host(BOOTS)) for _ in range(3)))
+        return [verdict.accelerator for verdict in verdicts]
 
     assert asyncio.run(ask()) == ["kvm"] * 3
     assert len(runs()) == 1

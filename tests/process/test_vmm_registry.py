@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from common import log, paths
-from common.config import QemuConfig
-from common.errors import HypervisorError, NotFoundError, UnsupportedError
+from common.config import ClhConfig, QemuConfig
+from common.errors import HypervisorError, NotFoundError, UnsupportedError, UsageError
 from common.linux import cgroup, identity
 from common.services.vmm import (
     AddDevice,
@@ -32,7 +32,7 @@ from common.testing.isolation import in_event_loop
 from common.workers import Workers
 from procs.vmm_manager import record as records
 from procs.vmm_manager.drivers import Capabilities
-from procs.vmm_manager.drivers.qemu.spawn import Process
+from procs.vmm_manager.drivers.spawn import Process
 from procs.vmm_manager.registry import Registry
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class FakeDriver:
         started: records of the VMs that were started.
     """
 
-    name = "fake"
+    name = "qemu"
 
     def __init__(self, *devices: type) -> None:
         self.capabilities = Capabilities(devices=devices or (ShareSpec,))
@@ -128,7 +128,7 @@ class FakeDriver:
 def vm_of(sandbox_id: str, process: ProcessIdentity) -> Vm:
     return Vm(
         sandbox_id=sandbox_id,
-        hypervisor="fake",
+        hypervisor="qemu",
         version="1",
         accelerator="tcg",
         process=process,
@@ -205,6 +205,24 @@ async def test_a_vm_is_on_record_with_its_request_before_it_runs(sandbox: str) -
         assert [record.request_id for record in driver.started] == ["r1"]
         assert list(records.load_all()) == driver.started
         await registry.destroy(sandbox)
+
+
+@in_event_loop
+async def test_a_configuration_of_another_hypervisor_is_refused(sandbox: str) -> None:
+    async with registering() as (registry, _):
+        with pytest.raises(UsageError, match="this is the manager of qemu, and the configuration is clh's"):
+            await registry.create(CreateVm(sandbox_id=sandbox, config=ClhConfig()))
+    assert list(records.load_all()) == []
+
+
+@in_event_loop
+async def test_the_vms_of_other_managers_are_left_alone(sandbox: str) -> None:
+    Path(paths.vm_dir(sandbox)).mkdir()
+    records.VmRecord(sandbox_id=sandbox, config=ClhConfig()).save()
+    async with registering() as (registry, told):
+        assert registry.vms() == ()
+        assert told.bodies == []
+    assert Path(paths.vm_dir(sandbox)).is_dir()
 
 
 @pytest.mark.parametrize("error", [HypervisorError("no"), OSError("no"), RuntimeError("no")])
@@ -307,6 +325,6 @@ async def test_a_device_that_cannot_be_plugged_is_the_hypervisors_failure(sandbo
 async def test_what_a_hypervisor_cannot_do_is_not_tried(sandbox: str) -> None:
     async with registering(FakeDriver(BlockSpec)) as (registry, _):
         await registry.create(wish(sandbox))
-        with pytest.raises(UnsupportedError, match="fake cannot plug a share device"):
+        with pytest.raises(UnsupportedError, match="qemu cannot plug a share device"):
             await registry.add_device(share(sandbox, "/"))
         await registry.destroy(sandbox)

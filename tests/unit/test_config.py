@@ -40,26 +40,27 @@ def test_reads_upstreams_sections(tmp_path: Path, qemu_section: dict[str, object
     )
     loaded = config.load(path)
     assert loaded.source == path
-    assert loaded.qemu.default_memory == 512
-    assert loaded.qemu.virtio_fs_extra_args == ("-d",)
+    assert loaded.hypervisor.default_memory == 512
+    assert isinstance(loaded.hypervisor, config.QemuConfig)
+    assert loaded.hypervisor.virtio_fs_extra_args == ("-d",)
     assert (loaded.agent.dial_timeout, loaded.runtime.create_container_timeout) == (7, 9)
     assert loaded.ignored == ()
 
 
 def test_defaults_are_upstreams(tmp_path: Path, qemu_section: dict[str, object]) -> None:
     loaded = config.load(written(tmp_path, {"hypervisor": {"qemu": qemu_section}}))
-    assert (loaded.qemu.default_memory, loaded.qemu.default_vcpus) == (2048, 1)
+    assert (loaded.hypervisor.default_memory, loaded.hypervisor.default_vcpus) == (2048, 1)
     assert (loaded.agent.dial_timeout, loaded.runtime.create_container_timeout) == (45, 60)
 
 
 def test_unused_keys_are_named_not_refused(tmp_path: Path, qemu_section: dict[str, object]) -> None:
     content = {
-        "hypervisor": {"qemu": {**qemu_section, "msize_9p": 8192}, "clh": {"path": "/x"}},
+        "hypervisor": {"qemu": {**qemu_section, "msize_9p": 8192}},
         "runtime": {"vfio_mode": "guest-kernel"},
         "factory": {"enable_template": True},
     }
     loaded = config.load(written(tmp_path, content))
-    assert set(loaded.ignored) == {"hypervisor.qemu.msize_9p", "hypervisor.clh", "runtime.vfio_mode", "factory"}
+    assert set(loaded.ignored) == {"hypervisor.qemu.msize_9p", "runtime.vfio_mode", "factory"}
 
 
 @pytest.mark.parametrize(
@@ -95,6 +96,54 @@ def test_broken_toml_names_file_and_line(tmp_path: Path) -> None:
 def test_a_configuration_without_a_hypervisor_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="hypervisor"):
         config.load(written(tmp_path, {"runtime": {}}))
+
+
+@pytest.mark.parametrize(
+    ("hypervisors", "said"),
+    [
+        ({}, r"has no \[hypervisor\.…\]"),
+        ({"qemu": {}, "clh": {}}, r"has \[hypervisor\.qemu\] and \[hypervisor\.clh\]"),
+        ({"acrn": {}}, r"has \[hypervisor\.acrn\]"),
+    ],
+)
+def test_exactly_one_section_says_which_hypervisor(tmp_path: Path, hypervisors: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said) as refused:
+        config.load(written(tmp_path, {"hypervisor": hypervisors}))
+    assert refused.value.hint == (
+        "exactly one of [hypervisor.qemu], [hypervisor.clh], [hypervisor.firecracker] says which VM it is"
+    )
+
+
+@pytest.fixture
+def clh_section(qemu_section: dict[str, object]) -> dict[str, object]:
+    """A ``[hypervisor.clh]`` whose files exist."""
+    return qemu_section
+
+
+def test_the_section_is_the_choice(tmp_path: Path, clh_section: dict[str, object]) -> None:
+    loaded = config.load(written(tmp_path, {"hypervisor": {"clh": {**clh_section, "machine_type": "q35"}}}))
+    assert isinstance(loaded.hypervisor, config.ClhConfig)
+    assert loaded.hypervisor.name == "clh"
+    assert (loaded.hypervisor.virtio_fs_queue_size, loaded.hypervisor.hypervisor_loglevel) == (1024, 1)
+    assert loaded.ignored == ("hypervisor.clh.machine_type",), "that is QEMU's"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"block_device_driver": "virtio-scsi"}, "block_device_driver = 'virtio-scsi' is not supported"),
+        ({"hypervisor_loglevel": 4}, "hypervisor_loglevel = 4 is not possible"),
+        ({"virtio_fs_queue_size": 1000}, "virtio_fs_queue_size = 1000 is not possible"),
+        ({"virtio_fs_daemon": "/nowhere"}, "hypervisor.clh.virtio_fs_daemon = '/nowhere' is not a file"),
+    ],
+)
+def test_what_cloud_hypervisor_cannot_is_refused(
+    tmp_path: Path, clh_section: dict[str, object], change: dict[str, object], said: str
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        config.load(written(tmp_path, {"hypervisor": {"clh": {**clh_section, **change}}}))
+    assert said in refused.value.message
+    assert refused.value.hint
 
 
 def test_find_prefers_what_was_asked_and_names_what_it_tried(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """What a hypervisor must be able to do for us; one folder per hypervisor below.
 
 A driver starts VMs and takes over running ones; a machine is one VM. What only some hypervisors can do is said by
-:class:`Capabilities`, as data, so that no caller asks which hypervisor it is.
+:class:`Capabilities`, as data, so that no caller asks which hypervisor it is. What drivers have in common lies beside
+this file: ``spawn`` and ``output`` (processes that outlive us), ``virtiofsd`` and ``daemons`` (shared directories),
+``probe`` (whether KVM works).
 """
 
 from __future__ import annotations
 
+import pkgutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,6 +18,11 @@ if TYPE_CHECKING:
     from common.services.vmm import AddDevice, AddedDevice, PresentDevice, Vm
     from common.workers import Workers
     from procs.vmm_manager.record import VmRecord
+
+DRIVERS = {
+    "qemu": "procs.vmm_manager.drivers.qemu.driver:QemuDriver",
+}
+"""Where the driver of each hypervisor is, by the name of its section in the configuration; a manager imports one."""
 
 TAIL_SIZE = 4096
 """Bytes of a log or console that are shown to people."""
@@ -84,3 +92,13 @@ class Driver(Protocol):
 
     async def adopt(self, record: VmRecord, workers: Workers, on_removed: Callable[[str], None]) -> Machine | None:
         """Take over the running VM of a record; None if there is none."""
+
+
+def driver_of(hypervisor: str) -> Driver:
+    """Return a driver of the hypervisor with this name.
+
+    Raises:
+        KeyError: there is none.
+    """
+    driver: Driver = pkgutil.resolve_name(DRIVERS[hypervisor])()
+    return driver

@@ -8,7 +8,8 @@ import pytest
 
 from common.channel import STREAM_PORTS
 from common.config import ExtraMonitor, QemuConfig
-from procs.vmm_manager.drivers.qemu import cmdline, virtiofsd
+from procs.vmm_manager.drivers import virtiofsd
+from procs.vmm_manager.drivers.qemu import cmdline
 from procs.vmm_manager.drivers.qemu.topology import Topology
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from procs.vmm_manager.drivers import TAIL_SIZE
-from procs.vmm_manager.drivers.qemu.output import Output, readable
+from procs.vmm_manager.drivers.output import Output, readable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

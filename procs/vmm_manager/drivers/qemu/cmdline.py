@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from common import guest_cmdline
 from common.channel import AGENT_PORT, STREAM_PORT, STREAM_PORTS
+from procs.vmm_manager.drivers.probe import KERNEL_PARAMETERS
 from procs.vmm_manager.drivers.qemu.topology import Topology
 
 if TYPE_CHECKING:
@@ -105,6 +106,16 @@ class QemuCommand:
         for number, (socket, name) in enumerate(ports, start=1):
             yield from ("-chardev", f"socket,id={socket},path={socket},server=on,wait=off")
             yield from ("-device", f"virtserialport,bus=serial.0,nr={number},chardev={socket},name={name}")
+
+
+def probe_argv(config: QemuConfig) -> list[str]:
+    """Return the command that boots the guest's kernel for :class:`procs.vmm_manager.drivers.probe.Probe`."""
+    return [
+        config.path,
+        *("-machine", f"{config.machine_type},accel=kvm", "-cpu", "host", "-m", "256M"),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"),
+        *("-kernel", config.kernel, "-append", KERNEL_PARAMETERS),
+    ]
 
 
 def stream_socket(port: int) -> str:

@@ -11,8 +11,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from common.errors import KataError
+from procs.vmm_manager.drivers.output import readable
 from procs.vmm_manager.drivers.qemu.cmdline import CONSOLE, CONSOLE_SIZE
-from procs.vmm_manager.drivers.qemu.output import readable
 
 if TYPE_CHECKING:
     from pathlib import Path

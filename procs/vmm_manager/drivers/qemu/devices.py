@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from common.services.vmm import AddDevice
     from procs.vmm_manager.drivers.qemu.qmp import Qmp
-    from procs.vmm_manager.drivers.qemu.spawn import Process
     from procs.vmm_manager.drivers.qemu.topology import Topology
+    from procs.vmm_manager.drivers.spawn import Process
     from procs.vmm_manager.record import VmRecord
 
 _PERIPHERALS = "/machine/peripheral"

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING
 from common import config as configuration
 from common import log, paths
 from common.channel import STREAM_PORTS
+from common.config import QemuConfig
 from common.errors import HypervisorError, UsageError
 from common.linux import cgroup
 from common.services.vmm import BlockSpec, ShareSpec, Vm
 from procs.vmm_manager.drivers import Capabilities
-from procs.vmm_manager.drivers.qemu.cmdline import AGENT_SOCKET, QMP_SOCKET, QemuCommand, stream_socket
+from procs.vmm_manager.drivers.probe import Probe
+from procs.vmm_manager.drivers.qemu.cmdline import AGENT_SOCKET, QMP_SOCKET, QemuCommand, probe_argv, stream_socket
 from procs.vmm_manager.drivers.qemu.machine import QemuMachine
-from procs.vmm_manager.drivers.qemu.probe import Probe
 from procs.vmm_manager.drivers.qemu.qmp import Qmp
-from procs.vmm_manager.drivers.qemu.spawn import Process, listening
 from procs.vmm_manager.drivers.qemu.topology import Topology
+from procs.vmm_manager.drivers.spawn import Process, listening
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from common.config import QemuConfig
     from common.workers import Workers
     from procs.vmm_manager.record import VmRecord
 
@@ -43,13 +43,15 @@ class QemuDriver:
     capabilities = Capabilities(devices=(ShareSpec, BlockSpec))
 
     def __init__(self) -> None:
-        self._probe = Probe()
+        self._probe = Probe(probe_argv)
 
     async def prepare(self) -> None:
         """Find out whether KVM works, with the host's configuration; without one, the first VM's is waited for."""
         with suppress(UsageError):
             path = configuration.find(os.environ.get("KATA_CONF_FILE", ""))
-            await self._probe.accelerator(configuration.load(path).qemu)
+            config = configuration.load(path).hypervisor
+            if isinstance(config, QemuConfig):
+                await self._probe.verdict(config)
 
     async def start(self, record: VmRecord, workers: Workers, on_removed: Callable[[str], None]) -> QemuMachine:
         """Start QEMU and return when its monitor answers; the guest boots meanwhile.
@@ -57,14 +59,15 @@ class QemuDriver:
         Raises:
             HypervisorError: QEMU does not run with this configuration; its own words are in the message.
         """
-        assert record.config is not None
-        accelerator = await self._probe.accelerator(record.config)
+        config = record.config
+        assert isinstance(config, QemuConfig)
+        accelerator = (await self._probe.verdict(config)).accelerator
         directory = paths.vm_dir(record.sandbox_id)
         async with AsyncExitStack() as undo:
-            process = _spawn(record.sandbox_id, record.config, accelerator, directory)
+            process = _spawn(record.sandbox_id, config, accelerator, directory)
             undo.push_async_callback(process.end)
             qmp = Qmp(record.sandbox_id, directory)
-            version = await _greet(qmp, process, record.config)
+            version = await _greet(qmp, process, config)
             record.vm = Vm(
                 sandbox_id=record.sandbox_id,
                 hypervisor=self.name,
@@ -74,17 +77,17 @@ class QemuDriver:
                 agent_socket=f"{directory}/{AGENT_SOCKET}",
                 stream_sockets=tuple(f"{directory}/{stream_socket(port)}" for port in range(STREAM_PORTS)),
                 console_log=f"{directory}/console.log",
-                hotplug_buses=Topology(record.config).buses,
+                hotplug_buses=Topology(config).buses,
             )
             record.save()
             undo.pop_all()
-        machine = QemuMachine(record, record.vm, record.config, process, qmp, workers, on_removed)
+        machine = QemuMachine(record, record.vm, config, process, qmp, workers, on_removed)
         machine.watch()
         return machine
 
     async def adopt(self, record: VmRecord, workers: Workers, on_removed: Callable[[str], None]) -> QemuMachine | None:
         """Take over a running QEMU; None if it is gone or was never finished."""
-        if record.vm is None or record.config is None:
+        if record.vm is None or not isinstance(record.config, QemuConfig):
             return None
         directory = paths.vm_dir(record.sandbox_id)
         process = Process.find(record.vm.process, directory=directory, log=_LOG)

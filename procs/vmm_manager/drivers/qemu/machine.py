@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from common import log
 from common.errors import KataError
 from common.services.vmm import BlockSpec, ShareSpec
+from procs.vmm_manager.drivers.daemons import Daemons
 from procs.vmm_manager.drivers.qemu.console import Console
 from procs.vmm_manager.drivers.qemu.devices import Backend, Devices
 from procs.vmm_manager.drivers.qemu.disks import Disks
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from common.services.vmm import AddDevice, AddedDevice, PresentDevice, Vm
     from common.workers import Workers
     from procs.vmm_manager.drivers.qemu.qmp import Qmp
-    from procs.vmm_manager.drivers.qemu.spawn import Process
+    from procs.vmm_manager.drivers.spawn import Process
     from procs.vmm_manager.record import VmRecord
 
 _DEAD = frozenset({"guest-panicked", "internal-error", "shutdown"})
@@ -60,7 +61,7 @@ class QemuMachine:
         self._workers = workers
         self._console = Console(Path(vm.console_log), qmp)
         backends: dict[type, Backend] = {
-            ShareSpec: Shares(record, config, qmp, process, workers),
+            ShareSpec: Shares(Daemons(record, config, process, workers), qmp),
             BlockSpec: Disks(config, qmp),
         }
         self._devices = Devices(record, Topology(config), backends, qmp, process, on_removed)

@@ -17,7 +17,7 @@ from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError, Ru
 
 from common.errors import DeadlineError, HypervisorError, NotFoundError
 from procs.vmm_manager.drivers.qemu.cmdline import QMP_SOCKET
-from procs.vmm_manager.drivers.qemu.spawn import connect
+from procs.vmm_manager.drivers.spawn import connect
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

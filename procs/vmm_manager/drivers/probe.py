@@ -2,9 +2,9 @@
 
 ``/dev/kvm`` may open, create VMs and vCPUs, run a few instructions, and still be useless: there are hosts on which
 stock kernels hang. So the probe boots the guest's own kernel without a root file system and waits for the panic at the
-end of its boot; it fails if QEMU gives up or the console stays silent for :data:`SILENCE_S`. The verdict holds for one
-boot of the host and is kept in ``probe.json``. Without KVM the VM runs in software emulation (TCG): slow, and
-supported.
+end of its boot; it fails if the VMM gives up or the console stays silent for :data:`SILENCE_S`. The verdict holds for
+one boot of the host and is kept in ``probe.json``, for the managers of all hypervisors. Without KVM QEMU runs a VM in
+software emulation (TCG): slow, and supported; the other hypervisors run none.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import signal
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -22,13 +22,15 @@ from common import log, paths
 from common.linux import identity
 
 if TYPE_CHECKING:
-    from common.config import QemuConfig
+    from collections.abc import Callable
+
+    from common.config import HypervisorSection
 
 SILENCE_S = 5.0
 KVM = Path("/dev/kvm")
 
 _REACHED_THE_END = b"Unable to mount root fs"
-_KERNEL_PARAMETERS = "console=ttyS0 earlyprintk=ttyS0 panic=-1"
+KERNEL_PARAMETERS = "console=ttyS0 earlyprintk=ttyS0 panic=-1"
 _KEPT = 8192
 
 
@@ -47,21 +49,27 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Probe:
-    """Finds the verdict once, however many ask."""
+    """Finds the verdict once, however many ask.
 
-    def __init__(self) -> None:
+    Args:
+        argv: the command that boots a configuration's kernel under KVM, with :data:`KERNEL_PARAMETERS` and its first
+            serial port on standard output.
+    """
+
+    def __init__(self, argv: Callable[[Any], list[str]]) -> None:
+        self._argv = argv
         self._lock = asyncio.Lock()
         self._verdict: Verdict | None = None
 
-    async def accelerator(self, config: QemuConfig) -> str:
-        """Return ``kvm`` or ``tcg``."""
+    async def verdict(self, config: HypervisorSection) -> Verdict:
+        """Return what is true of this host. What cannot boot at all says nothing about KVM: it will fail by itself."""
         if not all(Path(file).is_file() for file in (config.path, config.kernel)):
-            return "tcg"  # it will fail with this too, and says nothing about KVM
+            return Verdict(boot_id="", accelerator="tcg", reason="there is nothing to boot")
         async with self._lock:
             if self._verdict is None:
-                self._verdict = _remembered() or await _find(config)
+                self._verdict = _remembered() or await _find(self._argv(config))
                 log.get().info("accelerator", accelerator=self._verdict.accelerator, reason=self._verdict.reason)
-        return self._verdict.accelerator
+        return self._verdict
 
 
 def _file() -> Path:
@@ -76,8 +84,8 @@ def _remembered() -> Verdict | None:
     return verdict if verdict.boot_id == identity.boot_id() else None
 
 
-async def _find(config: QemuConfig) -> Verdict:
-    reason = await _boot_under_kvm(config) if KVM.exists() else f"there is no {KVM}"
+async def _find(argv: list[str]) -> Verdict:
+    reason = await _boot_under_kvm(argv) if KVM.exists() else f"there is no {KVM}"
     verdict = Verdict(
         boot_id=identity.boot_id(),
         accelerator="tcg" if reason else "kvm",
@@ -87,34 +95,31 @@ async def _find(config: QemuConfig) -> Verdict:
     return verdict
 
 
-async def _boot_under_kvm(config: QemuConfig) -> str:
+async def _boot_under_kvm(argv: list[str]) -> str:
     """Boot the kernel to its end; return why that failed, or nothing."""
-    qemu = await asyncio.create_subprocess_exec(
+    vmm = await asyncio.create_subprocess_exec(
         *("setpriv", "--pdeathsig", "KILL"),  # alone among our children it must not outlive us
-        config.path,
-        *("-machine", f"{config.machine_type},accel=kvm", "-cpu", "host", "-m", "256M"),
-        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"),
-        *("-kernel", config.kernel, "-append", _KERNEL_PARAMETERS),
+        *argv,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    assert qemu.stdout is not None
+    assert vmm.stdout is not None
     seen = b""
     try:
         while _REACHED_THE_END not in seen:
             async with asyncio.timeout(SILENCE_S):
-                chunk = await qemu.stdout.read(_KEPT)
+                chunk = await vmm.stdout.read(_KEPT)
             if not chunk:
-                return f"QEMU gave up under KVM: {_last_line(seen)}"
+                return f"{Path(argv[0]).name} gave up under KVM: {_last_line(seen)}"
             seen = (seen + chunk)[-_KEPT:]
     except TimeoutError:
         return f"a guest hung under KVM after: {_last_line(seen) or 'nothing at all'}"
     finally:
-        if qemu.returncode is None:
+        if vmm.returncode is None:
             with suppress(ProcessLookupError):
-                os.kill(qemu.pid, signal.SIGKILL)  # qemu.kill() could reap it, which asyncio's watcher then misses
-        await qemu.wait()
+                os.kill(vmm.pid, signal.SIGKILL)  # vmm.kill() could reap it, which asyncio's watcher then misses
+        await vmm.wait()
     return ""
 
 

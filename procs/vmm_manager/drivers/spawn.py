@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from common.processes import ProcessIdentity, wait_exit
-from procs.vmm_manager.drivers.qemu.output import Output
+from procs.vmm_manager.drivers.output import Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

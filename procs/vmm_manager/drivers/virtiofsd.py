@@ -2,7 +2,8 @@
 
 It makes its own mount namespace, a slave of the host's: file systems that are mounted below the source later, which is
 how a container's root file system comes, appear in it if the source is a shared mount (mount_namespaces(7)). It enters
-its sandbox when QEMU connects, ends by itself when QEMU closes the connection, and with the sandbox's cgroup otherwise.
+its sandbox when the VMM connects, ends by itself when the VMM closes the connection, and with the sandbox's cgroup
+otherwise.
 """
 
 from __future__ import annotations
@@ -10,26 +11,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from procs.vmm_manager.drivers.qemu.spawn import Process, listening
+from procs.vmm_manager.drivers.spawn import Process, listening
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from common.config import QemuConfig
+    from common.config import VirtioFsSection
 
 
-def start(config: QemuConfig, *, source: str, name: str, directory: str, cgroup: str, log: str) -> Process:
+def start(config: VirtioFsSection, *, source: str, name: str, directory: str, cgroup: str, log: str) -> Process:
     """Start a daemon that listens on the socket ``name`` in the VM's directory."""
     with listening(directory, name) as listener:
         command = argv(config, source, listener.fileno(), sandbox=_sandbox())
         return Process.start(command, cgroup=cgroup, directory=directory, log=log, fds=[listener.fileno()])
 
 
-def argv(config: QemuConfig, source: str, fd: int, *, sandbox: str) -> list[str]:
+def argv(config: VirtioFsSection, source: str, fd: int, *, sandbox: str) -> list[str]:
     """Return the command line.
 
     Args:
-        config: ``[hypervisor.qemu]``.
+        config: the hypervisor's section.
         source: the directory to serve.
         fd: the daemon's listening socket.
         sandbox: how it locks itself up: ``namespace`` or ``chroot``.

@@ -1,0 +1,106 @@
+"""What is refused of a ``[hypervisor.X]`` before anything is started, though it has the right type."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from common.config.hypervisors import (
+    BlockDriver,
+    ClhConfig,
+    FirecrackerConfig,
+    HypervisorSection,
+    QemuConfig,
+    VirtioFsSection,
+)
+from common.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+MIN_MEMORY_MIB = 256
+MAX_ROOT_PORTS = 16
+"""Each takes address space and time at boot; the limit is upstream's."""
+
+_MAX_LOGLEVEL = 3
+
+
+class Problem(NamedTuple):
+    """A value that is not usable: of which key, why, and what would be."""
+
+    key: str
+    why: str
+    hint: str
+
+
+def check(section: HypervisorSection, source: str) -> None:
+    """Refuse what cannot work.
+
+    Args:
+        section: which is checked.
+        source: the file that it is from.
+
+    Raises:
+        UsageError: the first problem that was found.
+    """
+    for kind, find in _RULES:
+        if not isinstance(section, kind):
+            continue
+        for problem in find(section):
+            value = msgspec.to_builtins(getattr(section, problem.key))
+            raise UsageError(
+                f"configuration {source}: hypervisor.{section.name}.{problem.key} = {value!r} {problem.why}",
+                hint=problem.hint,
+            )
+
+
+def _files(*keys: str) -> Callable[[Any], Iterator[Problem]]:
+    def find(section: HypervisorSection) -> Iterator[Problem]:
+        for key in keys:
+            if not Path(getattr(section, key)).is_file():
+                yield Problem(
+                    key,
+                    "is not a file",
+                    "`make image` builds the guest's kernel and initrd; QEMU and virtiofsd are Debian packages, "
+                    "Cloud Hypervisor and Firecracker are to be installed by you",
+                )
+
+    return find
+
+
+def _sizes(section: HypervisorSection) -> Iterator[Problem]:
+    if section.default_memory < MIN_MEMORY_MIB:
+        yield Problem("default_memory", "MiB is too small", f"at least {MIN_MEMORY_MIB} MiB")
+    if not 1 <= section.default_vcpus <= (os.cpu_count() or 1):
+        yield Problem("default_vcpus", "is not possible here", f"this host has {os.cpu_count()} CPUs")
+
+
+def _qemu(section: QemuConfig) -> Iterator[Problem]:
+    if section.machine_type != "q35":
+        yield Problem("machine_type", "is not supported", 'set it to "q35"')
+    if not 0 <= section.pcie_root_port <= MAX_ROOT_PORTS:
+        hint = f"0 to {MAX_ROOT_PORTS}; `default_bridges` gives 30 slots a bridge"
+        yield Problem("pcie_root_port", "is not possible", hint)
+
+
+def _clh(section: ClhConfig) -> Iterator[Problem]:
+    if section.block_device_driver is not BlockDriver.VIRTIO_BLK:
+        yield Problem("block_device_driver", "is not supported", f'set it to "{BlockDriver.VIRTIO_BLK}"')
+    if not 0 <= section.hypervisor_loglevel <= _MAX_LOGLEVEL:
+        yield Problem("hypervisor_loglevel", "is not possible", f"0 to {_MAX_LOGLEVEL}")
+    size = section.virtio_fs_queue_size
+    if not 0 < size <= 1024 or size & (size - 1):
+        yield Problem("virtio_fs_queue_size", "is not possible", "a power of two, at most 1024")
+
+
+_RULES: tuple[tuple[type[HypervisorSection], Callable[[Any], Iterator[Problem]]], ...] = (
+    (HypervisorSection, _files("path", "kernel", "initrd")),
+    (VirtioFsSection, _files("virtio_fs_daemon")),
+    (FirecrackerConfig, _files("jailer_path")),
+    (HypervisorSection, _sizes),
+    (QemuConfig, _qemu),
+    (ClhConfig, _clh),
+)

@@ -1,0 +1,105 @@
+"""``[hypervisor.X]``: the sections that say how a VM is made, one type each; the section is the choice of hypervisor.
+
+Names of sections and keys, and the defaults, are upstream's (Kata Containers 4.1.0, ``configuration-qemu.toml.in``,
+``-clh.toml.in``, ``-fc.toml.in``). Ours differ where a guest drives disks: upstream's default under QEMU is
+``virtio-scsi``, a controller and three modules more, and under Firecracker ``virtio-mmio``.
+
+The types travel in ``create_vm`` and lie in a VM's record, told apart by ``hypervisor``. Who needs only what all of
+them have takes :class:`HypervisorSection`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class BlockDriver(StrEnum):
+    """``block_device_driver``: how a guest drives a disk."""
+
+    VIRTIO_BLK = "virtio-blk"
+    VIRTIO_SCSI = "virtio-scsi"
+
+
+class BlockAio(StrEnum):
+    """``block_device_aio``: how QEMU does a disk's input and output."""
+
+    THREADS = "threads"
+    NATIVE = "native"
+    IO_URING = "io_uring"
+
+
+class ExtraMonitor(StrEnum):
+    """``extra_monitor_socket``: a second monitor of QEMU for people, beside ours; only with ``enable_debug``."""
+
+    NONE = ""
+    HMP = "hmp"
+    QMP = "qmp"
+    QMP_PRETTY = "qmp-pretty"
+
+
+class HypervisorSection(msgspec.Struct, frozen=True, kw_only=True, tag_field="hypervisor"):
+    """What every hypervisor's section has. Memory is in MiB."""
+
+    path: str
+    kernel: str = "/usr/share/kata-containers/vmlinux.container"
+    initrd: str = ""
+    kernel_params: str = ""
+    default_vcpus: int = 1
+    default_memory: int = 2048
+    disable_block_device_use: bool = True
+    block_device_driver: BlockDriver = BlockDriver.VIRTIO_BLK
+    guest_hook_path: str = ""
+    enable_debug: bool = False
+
+    @property
+    def name(self) -> str:
+        """The section's name, which is the hypervisor's everywhere."""
+        return str(self.__struct_config__.tag)
+
+
+class VirtioFsSection(HypervisorSection, frozen=True, kw_only=True):
+    """What the section of a hypervisor has that shares directories with its guest."""
+
+    virtio_fs_daemon: str = "/usr/libexec/virtiofsd"
+    virtio_fs_cache: str = "auto"
+    virtio_fs_extra_args: tuple[str, ...] = ()
+
+
+class QemuConfig(VirtioFsSection, frozen=True, kw_only=True, tag="qemu"):
+    """``[hypervisor.qemu]``."""
+
+    path: str = "/usr/bin/qemu-system-x86_64"
+    machine_type: str = "q35"
+    default_bridges: int = 1
+    pcie_root_port: int = 0
+    block_device_aio: BlockAio = BlockAio.IO_URING
+    block_device_cache_set: bool = False
+    block_device_cache_direct: bool = False
+    block_device_cache_noflush: bool = False
+    seccompsandbox: str = ""
+    extra_monitor_socket: ExtraMonitor = ExtraMonitor.NONE
+
+
+class ClhConfig(VirtioFsSection, frozen=True, kw_only=True, tag="clh"):
+    """``[hypervisor.clh]``: Cloud Hypervisor. ``hypervisor_loglevel`` is how often ``-v`` is given, at most 3."""
+
+    path: str = "/usr/bin/cloud-hypervisor"
+    virtio_fs_queue_size: int = 1024
+    block_device_cache_set: bool = False
+    block_device_cache_direct: bool = False
+    disable_seccomp: bool = False
+    hypervisor_loglevel: int = 1
+
+
+class FirecrackerConfig(HypervisorSection, frozen=True, kw_only=True, tag="firecracker"):
+    """``[hypervisor.firecracker]``."""
+
+    path: str = "/usr/bin/firecracker"
+    jailer_path: str = "/usr/bin/jailer"
+
+
+HypervisorConfig = QemuConfig | ClhConfig | FirecrackerConfig
+HYPERVISORS = tuple(str(kind.__struct_config__.tag) for kind in (QemuConfig, ClhConfig, FirecrackerConfig))
+"""The hypervisors' names, each also the last part of its VM manager's name on the bus."""
