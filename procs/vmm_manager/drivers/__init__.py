@@ -3,7 +3,7 @@
 A driver starts VMs and takes over running ones; a machine is one VM. What only some hypervisors can do is said by
 :class:`Capabilities`, as data, so that no caller asks which hypervisor it is. What drivers have in common lies beside
 this file: ``spawn`` and ``output`` (processes that outlive us), ``virtiofsd`` and ``daemons`` (shared directories),
-``probe`` (whether KVM works).
+``probe`` (whether KVM works), ``http`` (APIs over a Unix socket).
 """
 
 from __future__ import annotations
