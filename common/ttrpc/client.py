@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=Message)
 
+MAX_UNREAD = 2 * frames.MAX_PAYLOAD
+"""Bytes that may wait for a peer that does not read. A call is refused while there are more: the peer may be a guest
+that has stopped reading for ever, and calls whose time is up have left theirs behind."""
+
 MAX_MESSAGE = 4096
 """Characters of a peer's error that are passed on. Clients show them to people, and the peer may be a guest."""
 
@@ -110,6 +114,7 @@ class TtrpcClient(asyncio.Protocol):
             KataError: the server's own error, by its status code.
             DeadlineError: no answer in time.
             UnavailableError: the connection is lost, or was.
+            ExhaustedError: the peer has not read what earlier calls sent.
             WireError: the answer is not such a message.
         """
         message = frames.Request(
@@ -129,6 +134,8 @@ class TtrpcClient(asyncio.Protocol):
     async def _exchange(self, data: bytes) -> bytes:
         if self._transport is None:
             raise UnavailableError(f"no connection to {self._peer}")
+        if (unread := self._transport.get_write_buffer_size()) > MAX_UNREAD:
+            raise ExhaustedError(f"{self._peer} does not read: {unread} bytes of earlier calls wait for it")
         stream = self._next_stream
         self._next_stream += 2
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()

@@ -342,7 +342,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TestLives = Machine.TestCase
-TestLives.settings = settings(stateful_step_count=40, deadline=None)
+TestLives.settings = settings(stateful_step_count=40)
 
 
 # The rules that matter most, each by itself: the machine would find them broken, but only sooner or later.
