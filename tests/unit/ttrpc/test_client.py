@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 
 import pytest
@@ -25,12 +26,10 @@ def test_calls_to_a_peer_that_does_not_read_are_not_heaped_up() -> None:
             loop = asyncio.get_running_loop()
             transport, client = await loop.create_connection(lambda: TtrpcClient("the guest"), sock=ours)
             load = Load(data=bytes(frames.MAX_PAYLOAD // 2))
-            try:
+            with pytest.raises(ExhaustedError, match="the guest does not read"):
                 for _ in range(100):
-                    with pytest.raises(DeadlineError):
+                    with contextlib.suppress(DeadlineError):
                         await client.call("test.Sink", "Take", load, Empty, timeout_s=0.001)
-            except ExhaustedError as err:
-                assert "the guest does not read" in err.message
             held = transport.get_write_buffer_size()
             transport.abort()
             return held
