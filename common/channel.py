@@ -1,8 +1,10 @@
-"""What travels between host and guest on virtio-serial ports. Part of the guest; no I/O here.
+"""What travels between host and guest. Part of the guest; no I/O here.
 
-A VM has one port ``kata.agent`` that carries ttrpc, and ports ``kata.stream.<n>`` that carry standard streams, one
-stream each way. virtio-serial has no connections: bytes that one end left behind reach the next user of the port. Both
-kinds of port therefore say whose bytes they are.
+One channel carries ttrpc and others carry standard streams, in frames that are the same on every kind of device.
+
+**virtio-serial.** One port ``kata.agent`` carries ttrpc, and ports ``kata.stream.<n>`` for standard streams,
+one each way. virtio-serial has no connections: bytes that one end left behind reach the next user of
+the port. Both kinds of port therefore say whose bytes they are.
 
 *Agent port.* Whoever opens it sends a hello: ``b"KATA-HI1"`` and 16 random bytes. The agent drops what it was reading
 and writing and answers ``b"KATA-OK1"`` with the same 16 bytes; the host ignores everything before them. After that,
@@ -17,6 +19,12 @@ ttrpc frames. The agent also forgets its half of a conversation when the port re
 in a VM, so frames of an earlier use are recognised and dropped. This number is what the agent protocol's
 ``stdin_port``, ``stdout_port`` and ``stderr_port`` carry; stdin and stdout of one process may share a port, since they
 go opposite ways. Zero means that the process has no such stream.
+
+**vsock.** A connection has a beginning and an end, so there is no hello: the agent listens on port 1024, as upstream's
+does, for any number of conversations in ttrpc. On port 1028 it takes stream connections: the host sends the stream's
+number (4 bytes, big-endian), the agent sends it back as soon as it knows the connection, and then frames as above
+travel both ways. The frame of length 0 still ends a stream, since not every VMM hands on that one direction has ended.
+The host closes the connection when it has no more use for it.
 """
 
 from __future__ import annotations
@@ -32,6 +40,13 @@ STREAM_PORT = "kata.stream."
 STREAM_PORTS = 29
 """Stream ports of a VM: QEMU's virtio-serial bus numbers 31 ports from 0, which is reserved for a console, and one is
 the agent's."""
+
+AGENT_VSOCK_PORT = 1024
+"""Where Kata's agents listen for ttrpc."""
+STREAM_VSOCK_PORT = 1028
+"""Where our agent takes stream connections. Upstream uses 1025 to 1027: log, debug console, passed descriptors."""
+STREAM_NUMBER = struct.Struct(">I")
+"""What a stream connection begins with."""
 
 HELLO = b"KATA-HI1"
 HELLO_REPLY = b"KATA-OK1"
@@ -70,16 +85,21 @@ def port_of(stream: int) -> int:
 
 
 class StreamDecoder:
-    """Picks one stream's payload out of a port's bytes; holds at most one frame."""
+    """Picks one stream's payload out of a port's bytes; holds at most one frame.
+
+    Attributes:
+        stream: the stream's number.
+        is_ended: whether its end has come.
+    """
 
     def __init__(self, stream: int) -> None:
-        self._stream = stream
+        self.stream = stream
         self._buffer = bytearray()
         self.is_ended = False
 
     def begin(self, stream: int) -> None:
         """Pick another stream from here on: the next use of the port. Half a frame that has come already stays."""
-        self._stream = stream
+        self.stream = stream
         self.is_ended = False
 
     def feed(self, data: bytes) -> Iterator[bytes]:
@@ -98,7 +118,7 @@ class StreamDecoder:
                 return
             payload = bytes(self._buffer[HEADER.size : end])
             del self._buffer[:end]
-            if stream == self._stream and not self.is_ended:
+            if stream == self.stream and not self.is_ended:
                 if payload:
                     yield payload
                 else:

@@ -15,6 +15,7 @@ from common.bus.wire import Empty, Event, Verb
 from common.config.hypervisors import BlockDriver as BlockDriver  # noqa: PLC0414 - part of the contract
 from common.config.hypervisors import HypervisorConfig
 from common.processes import ProcessIdentity
+from common.services.channel import GuestChannel
 
 
 def service_name(hypervisor: str) -> str:
@@ -64,8 +65,7 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True):
         version: the hypervisor's own version, for example ``7.2.22``.
         accelerator: ``kvm`` or ``tcg`` (software emulation).
         process: the VMM process.
-        agent_socket: Unix socket of the agent's port.
-        stream_sockets: Unix sockets of the stream ports; index n is the guest's port ``kata.stream.n``.
+        channel: how to reach its agent.
         console_log: what the guest printed.
         hotplug_buses: where devices can be plugged. Which slots are taken is the device manager's to know.
     """
@@ -75,8 +75,7 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     accelerator: str
     process: ProcessIdentity
-    agent_socket: str
-    stream_sockets: tuple[str, ...]
+    channel: GuestChannel
     console_log: str
     hotplug_buses: tuple[HotplugBus, ...]
 

@@ -21,6 +21,7 @@ from common.bus.wire import Empty, Event
 from common.errors import AlreadyExistsError, InterruptedCallError, KataError, NotFoundError, UnavailableError
 from common.processes import ProcessIdentity
 from common.services import device, vmm
+from common.services.channel import HybridVsock
 from common.services.health import HEALTH, Health
 from common.testing.isolation import run_dir
 
@@ -152,8 +153,7 @@ class FakeVmManager:
             version="0",
             accelerator="tcg",
             process=ProcessIdentity(pid=1, start_time=1, boot_id=""),
-            agent_socket="",
-            stream_sockets=(),
+            channel=HybridVsock(socket=""),
             console_log="",
             hotplug_buses=BUSES,
         )

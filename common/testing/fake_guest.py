@@ -1,6 +1,6 @@
-"""A guest without a VM: an agent that runs container processes on this host, behind the sockets of a VM.
+"""A guest without a VM: an agent that runs container processes on this host, behind the channel of a VM.
 
-It speaks the real hello, ttrpc, agent protocol and stream frames, so the host's side can be tested against it in
+It speaks the real ttrpc, agent protocol and stream frames, so the host's side can be tested against it in
 milliseconds. There is no isolation: a container is a process group, its root file system is the host's.
 """
 
@@ -13,20 +13,18 @@ import signal
 from typing import TYPE_CHECKING, Self
 
 from common import status
-from common.channel import HEADER, HELLO, HELLO_REPLY, MAX_CHUNK, NONCE_SIZE, StreamDecoder, port_of
+from common.channel import HEADER, MAX_CHUNK, StreamDecoder
 from common.protocols import agent
 from common.protocols.stats import StatsContainerResponse
 from common.ttrpc import frames
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
     from typing import Any
 
     from common.protobuf import Message
     from common.protocols.oci import Process
-
-PORTS = 4
+    from common.testing.fake_channel import FakeChannel
 
 
 class Refusal(Exception):  # noqa: N818 - it is an answer
@@ -51,45 +49,31 @@ class _Running:
 
 
 class FakeGuest:
-    """Listens as ``agent.sock`` and ``stream.<n>.sock`` in a directory; an async context manager.
+    """Serves one channel; an async context manager.
 
     Attributes:
+        channel: its end of the channel.
         calls: every call that came: its method and request.
         request_ids: of the calls, in the same order.
-        is_silent: whether the agent never answers the hello.
-        has_hello: set when a hello has come.
         refusals: by method, what to answer instead of doing it.
         stats: what to answer to StatsContainer.
         out_of_memory: ids to answer GetOOMEvent with.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, channel: FakeChannel) -> None:
+        self.channel = channel
         self.calls: list[tuple[str, Message]] = []
         self.request_ids: list[str] = []
-        self.is_silent = False
-        self.has_hello = asyncio.Event()
         self.refusals: dict[str, Refusal] = {}
         self.stats = StatsContainerResponse()
         self.out_of_memory: asyncio.Queue[str] = asyncio.Queue()
-        self.agent_socket = str(directory / "agent.sock")
-        self.stream_sockets = tuple(str(directory / f"stream.{port}.sock") for port in range(PORTS))
-        self._ports: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
         self._processes: dict[tuple[str, str], _Running] = {}
-        self._writers: list[asyncio.StreamWriter] = []
-        self._servers: list[asyncio.Server] = []
         self._listeners: list[asyncio.Task[object] | None] = []
         self._group = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
-        self._servers.append(await asyncio.start_unix_server(self._serve, self.agent_socket))
-        for port, path in enumerate(self.stream_sockets):
-
-            def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int = port) -> None:
-                self._writers.append(writer)
-                self._ports[port] = (reader, writer)
-
-            self._servers.append(await asyncio.start_unix_server(connected, path))
+        await self.channel.listen(self._converse)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -98,34 +82,23 @@ class FakeGuest:
 
     def power_off(self) -> None:
         """End it as a VM ends: at once, with all its processes and connections."""
-        for server in self._servers:
-            server.close()
         for running in self._processes.values():
             self._signal(running, signal.SIGKILL)
             if running.child is None and not running.status.done():
                 running.status.cancel()
         for listener in filter(None, self._listeners):
             listener.cancel()
-        for writer in self._writers:
-            writer.close()
+        self.channel.close()
 
     def methods(self) -> list[str]:
         """Return which methods were called, in order."""
         return [method for method, _ in self.calls]
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.append(writer)
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            hello = await reader.readexactly(len(HELLO) + NONCE_SIZE)
-            self.has_hello.set()
-            if self.is_silent:
-                await reader.read()
-                return
-            writer.write(b"left over from before" + HELLO_REPLY + hello[len(HELLO) :])
-            decoder = frames.Decoder()
-            while data := await reader.read(65536):
-                for frame in decoder.feed(data):
-                    self._group.create_task(self._answer(writer, frame))
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        decoder = frames.Decoder()
+        while data := await reader.read(65536):
+            for frame in decoder.feed(data):
+                self._group.create_task(self._answer(writer, frame))
 
     async def _answer(self, writer: asyncio.StreamWriter, frame: frames.Frame) -> None:
         request = frames.Request.decode(frame.payload or b"")
@@ -229,7 +202,7 @@ class FakeGuest:
             )
         except OSError as err:
             for stream in filter(None, (running.stdout, running.stderr)):
-                self._ports[port_of(stream)][1].write(HEADER.pack(stream, 0))
+                self.channel.stream(stream)[1].write(HEADER.pack(stream, 0))
             running.status.set_result(255)
             raise Refusal(status.INTERNAL, f"executable file `{running.spec.args[0]}` not found") from err
         self._group.create_task(self._see_through(running, running.child))
@@ -246,7 +219,7 @@ class FakeGuest:
         running.status.set_result(code if code >= 0 else 128 - code)
 
     async def _feed(self, stream: int, sink: asyncio.StreamWriter) -> None:
-        reader, _ = self._ports[port_of(stream)]
+        reader, _ = self.channel.stream(stream)
         decoder = StreamDecoder(stream)
         with contextlib.suppress(ConnectionError):
             while not decoder.is_ended and (data := await reader.read(MAX_CHUNK)):
@@ -256,7 +229,7 @@ class FakeGuest:
             sink.close()
 
     async def _drain(self, stream: int, source: asyncio.StreamReader) -> None:
-        _, writer = self._ports[port_of(stream)]
+        _, writer = self.channel.stream(stream)
         with contextlib.suppress(ConnectionError):
             while data := await source.read(MAX_CHUNK):
                 writer.write(HEADER.pack(stream, len(data)) + data)

@@ -19,6 +19,7 @@ from common.linux import cgroup, identity
 from common.processes import ProcessIdentity
 from common.protocols import events, task
 from common.services import device, vmm
+from common.testing.fake_channel import FakeHybrid, FakeSerial
 from common.testing.fake_guest import FakeGuest
 from common.ttrpc.server import TtrpcServer
 
@@ -40,6 +41,7 @@ class FakeVmManager:
         has_vm: set when a VM was created.
         console: what the guest has printed.
         is_guest_silent: whether the agent of the next VM never answers.
+        channel: what the next VM has for a channel.
     """
 
     def __init__(self, group: AsyncExitStack) -> None:
@@ -52,6 +54,7 @@ class FakeVmManager:
         self.has_vm = asyncio.Event()
         self.console = ""
         self.is_guest_silent = False
+        self.channel: type[FakeSerial | FakeHybrid] = FakeSerial
         self._stack = group
         self._vm: vmm.Vm | None = None
 
@@ -75,8 +78,8 @@ class FakeVmManager:
             raise self.error
         directory = paths.vm_dir(request.sandbox_id)
         await asyncio.to_thread(Path(directory).mkdir)
-        self.guest = await self._stack.enter_async_context(FakeGuest(Path(directory)))
-        self.guest.is_silent = self.is_guest_silent
+        self.guest = await self._stack.enter_async_context(FakeGuest(self.channel(Path(directory))))
+        self.guest.channel.is_silent = self.is_guest_silent
         self.process = await asyncio.create_subprocess_exec("sleep", "1000", start_new_session=True)
         _put_into_cgroup(self.process.pid, request.sandbox_id)
         self._vm = vmm.Vm(
@@ -89,8 +92,7 @@ class FakeVmManager:
                 start_time=identity.start_time(self.process.pid),
                 boot_id=identity.boot_id(),
             ),
-            agent_socket=self.guest.agent_socket,
-            stream_sockets=self.guest.stream_sockets,
+            channel=self.guest.channel.where,
             console_log=f"{directory}/console.log",
             hotplug_buses=(vmm.HotplugBus(name="bus0", kind=vmm.BusKind.PCI, slots=1),),
         )

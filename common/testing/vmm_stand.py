@@ -28,6 +28,7 @@ from common.channel import HELLO, HELLO_REPLY, NONCE_SIZE
 from common.config import ExtraMonitor, QemuConfig
 from common.errors import InterruptedCallError, UnavailableError
 from common.services import vmm
+from common.services.channel import VirtioSerial
 from common.testing.stack import GUEST
 
 if TYPE_CHECKING:
@@ -213,7 +214,8 @@ async def managing() -> AsyncIterator[Manager]:
 
 async def booted(vm: vmm.Vm) -> None:
     """Wait until the guest's agent answers; hotplug needs a guest that listens."""
-    reader, writer = await asyncio.open_unix_connection(vm.agent_socket)
+    assert isinstance(vm.channel, VirtioSerial)
+    reader, writer = await asyncio.open_unix_connection(vm.channel.agent_socket)
     nonce = bytes(NONCE_SIZE)
     writer.write(HELLO + nonce)
     assert await reader.readexactly(len(HELLO_REPLY) + NONCE_SIZE) == HELLO_REPLY + nonce

@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import posix
 
-from common import status
 from common.channel import HELLO, HELLO_REPLY, NONCE_SIZE
-from common.ttrpc.frames import MAX_PAYLOAD, REQUEST, RESPONSE, Decoder, Frame, Response, Status, encode
-from guest.agent.log import log
+from guest.agent.conversation import READ_SIZE, Conversation
 from guest.agent.reactor import HANGUP
 
 TYPE_CHECKING = False
@@ -28,19 +26,16 @@ if TYPE_CHECKING:
     from guest.agent.reactor import Reactor
     from guest.agent.rpc import Router
 
-_READ_SIZE = 64 << 10
 _HELLO_SIZE = len(HELLO) + NONCE_SIZE
 
 
 class Connection:
-    """Owns the agent port: reads requests, hands them to the router, writes answers."""
+    """Owns the agent port and finds in its bytes where one conversation ends and the next begins."""
 
     def __init__(self, reactor: Reactor, port: int, router: Router) -> None:
         self._port = port
         self._router = router
-        self._decoder = Decoder()
-        self._unsent = bytearray()
-        self._conversation = 0
+        self._conversation = Conversation(port, router)
         self._is_greeted = False
         reactor.watch(port, self._on_event)
 
@@ -48,13 +43,13 @@ class Connection:
         if events & HANGUP:
             # First: the host may be back already, and what is read next be its hello.
             self._begin(is_greeted=False)
-        self._write()
+        self._conversation.flush()
         self._read()
 
     def _read(self) -> None:
         while True:
             try:
-                chunk = posix.read(self._port, _READ_SIZE)
+                chunk = posix.read(self._port, READ_SIZE)
             except BlockingIOError:
                 return
             if not chunk:  # the host's end is closed
@@ -63,58 +58,19 @@ class Connection:
             self._receive(chunk)
 
     def _receive(self, chunk: bytes) -> None:
-        if _is_hello(chunk, self._decoder):
+        if self._is_hello(chunk):
             self._begin(is_greeted=True)
-            self._send(HELLO_REPLY + chunk[len(HELLO) : _HELLO_SIZE])
+            self._conversation.send(HELLO_REPLY + chunk[len(HELLO) : _HELLO_SIZE])
             chunk = chunk[_HELLO_SIZE:]
         if self._is_greeted:
-            for frame in self._decoder.feed(chunk):
-                self._handle(frame)
+            self._conversation.receive(chunk)
 
     def _begin(self, *, is_greeted: bool) -> None:
         """Forget all of the last conversation."""
-        self._decoder = Decoder()
-        self._unsent.clear()
-        self._conversation += 1
+        self._conversation.end()
+        self._conversation = Conversation(self._port, self._router)
         self._is_greeted = is_greeted
 
-    def _handle(self, frame: Frame) -> None:
-        conversation = self._conversation
-
-        def answer(response: Response) -> None:
-            if conversation == self._conversation:
-                self._send(_response_frame(frame.stream, response))
-
-        if frame.type != REQUEST:
-            log("warning", "frame is not a request", stream=frame.stream, type=frame.type)
-        elif frame.payload is None:
-            answer(_failure(status.RESOURCE_EXHAUSTED, f"request exceeds ttrpc's limit of {MAX_PAYLOAD} bytes"))
-        else:
-            self._router.handle(frame.payload, answer)
-
-    def _send(self, data: bytes) -> None:
-        self._unsent += data
-        self._write()
-
-    def _write(self) -> None:
-        try:
-            while self._unsent:
-                del self._unsent[: posix.write(self._port, self._unsent)]
-        except BlockingIOError:
-            return
-
-
-def _is_hello(chunk: bytes, decoder: Decoder) -> bool:
-    begins_so = chunk.startswith(HELLO) and len(chunk) >= _HELLO_SIZE
-    return begins_so and (decoder.is_between_frames or len(chunk) == _HELLO_SIZE)
-
-
-def _failure(code: int, text: str) -> Response:
-    return Response(status=Status(code=code, message=text))
-
-
-def _response_frame(stream: int, response: Response) -> bytes:
-    payload = response.encode()
-    if len(payload) > MAX_PAYLOAD:
-        payload = _failure(status.RESOURCE_EXHAUSTED, f"reply of {len(payload)} bytes exceeds ttrpc's limit").encode()
-    return encode(stream, RESPONSE, payload)
+    def _is_hello(self, chunk: bytes) -> bool:
+        begins_so = chunk.startswith(HELLO) and len(chunk) >= _HELLO_SIZE
+        return begins_so and (self._conversation.is_between_frames or len(chunk) == _HELLO_SIZE)

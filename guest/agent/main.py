@@ -1,4 +1,7 @@
-"""How a guest comes up. An agent that answers is complete: whoever has asked for its health may ask for all else."""
+"""How a guest comes up. An agent that answers is complete: whoever has asked for its health may ask for all else.
+
+It serves whatever way to the host the VM has: the virtio-serial port of the agent's name, a vsock device, or both.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from guest.agent.connection import Connection
 from guest.agent.log import log
 from guest.agent.reactor import Reactor
 from guest.agent.rpc import Router
+from guest.agent.streams import StreamPorts
 
 
 def main() -> None:
@@ -20,12 +24,18 @@ def main() -> None:
     modules.load("boot")
     system.prepare_for_containers()
     found = ports.Ports()
-    router = Router({HEALTH_SERVICE: health.METHODS, AGENT_SERVICE: service.methods(reactor, uevents, found)})
-    _connect(reactor, uevents, found, router)
+    streams = StreamPorts(ports.SerialPorts(reactor, found).find)
+    router = Router({HEALTH_SERVICE: health.METHODS, AGENT_SERVICE: service.methods(reactor, uevents, streams)})
+    _serve_port(reactor, uevents, found, router)
+    if system.has_virtio_device(system.VIRTIO_VSOCK):
+        from guest.agent import vsock
+
+        vsock.serve(reactor, router, streams)
+        log("info", "agent is up", port="vsock")
     reactor.run()
 
 
-def _connect(reactor: Reactor, uevents: ports.Uevents, found: ports.Ports, router: Router) -> None:
+def _serve_port(reactor: Reactor, uevents: ports.Uevents, found: ports.Ports, router: Router) -> None:
     """Serve the agent port as soon as the guest has it."""
 
     def attempt() -> None:

@@ -10,9 +10,11 @@ import _socket  # the C half of `socket`, whose Python half costs 0.1 s
 import posix
 
 from common import status
-from common.channel import STREAM_PORT
+from common.channel import STREAM_PORT, ChannelError, StreamDecoder, port_of
 from guest.agent.files import read_text
+from guest.agent.reactor import HANGUP
 from guest.agent.rpc import RpcError
+from guest.agent.streams import READ_SIZE, StreamPort
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,18 +68,6 @@ class Ports:
             self._names |= {port: text for port in posix.listdir(_SYSFS) if (text := self._name(port))}
         return next((f"/dev/{port}" for port, text in self._names.items() if text == name), None)
 
-    def open_stream(self, number: int) -> int:
-        """Open ``kata.stream.<number>``.
-
-        Raises:
-            RpcError: the VM has no such port.
-        """
-        name = f"{STREAM_PORT}{number}"
-        node = self.node(name)
-        if node is None:
-            raise RpcError(status.UNAVAILABLE, f"this virtual machine has no port {name}")
-        return open_port(node)
-
     def _name(self, port: str) -> str:
         """Return a port's name, or nothing while that is still to come."""
         return self._names.get(port) or read_text(f"{_SYSFS}/{port}/name").rstrip("\n")
@@ -86,3 +76,56 @@ class Ports:
 def open_port(node: str) -> int:
     """Open a port; only one may have it open at a time."""
     return posix.open(node, posix.O_RDWR | posix.O_NONBLOCK | posix.O_CLOEXEC)
+
+
+class SerialPorts:
+    """The stream ports among them, opened when they are first used."""
+
+    def __init__(self, reactor: Reactor, found: Ports) -> None:
+        self._reactor = reactor
+        self._found = found
+        self._ports: dict[int, SerialPort] = {}
+
+    def find(self, stream: int) -> SerialPort | None:
+        """Return the port that a stream number names, or None if the VM has no such port.
+
+        Raises:
+            RpcError: no VM has one.
+        """
+        try:
+            number = port_of(stream)
+        except ChannelError as err:
+            raise RpcError(status.INVALID_ARGUMENT, str(err)) from err
+        if number not in self._ports:
+            node = self._found.node(f"{STREAM_PORT}{number}")
+            if node is None:
+                return None
+            self._ports[number] = SerialPort(self._reactor, open_port(node))
+        return self._ports[number]
+
+
+class SerialPort(StreamPort):
+    """A port and its present use. Stays open for the next use."""
+
+    def __init__(self, reactor: Reactor, descriptor: int) -> None:
+        super().__init__(descriptor)
+        reactor.watch(descriptor, self._on_event)
+
+    def read(self) -> bytes | None:
+        """Return a chunk that the host wrote, nothing if it has closed its end, or None if there is no chunk now."""
+        try:
+            chunk = posix.read(self.descriptor, READ_SIZE)
+        except BlockingIOError:
+            return None
+        if not chunk:
+            self.decoder = StreamDecoder(self.input.stream if self.input else 0)
+        return chunk
+
+    def _on_event(self, events: int) -> None:
+        if self.output is not None:
+            self.output.pump()
+        if self.input is not None:
+            self.input.pump()
+        elif events & HANGUP:  # what is left was for a process that is gone
+            while self.read():
+                pass

@@ -13,22 +13,22 @@ from guest.agent.process import Guest, Streams
 from guest.agent.reaper import Reaper
 from guest.agent.rpc import RpcError
 from guest.agent.sandbox import Sandbox
-from guest.agent.streams import StreamPorts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from common.protobuf import Message
-    from guest.agent.ports import Ports, Uevents
+    from guest.agent.ports import Uevents
     from guest.agent.reactor import Reactor
     from guest.agent.rpc import Call, Methods
+    from guest.agent.streams import StreamPorts
 
 _MAX_SIGNAL = 64
 
 
-def methods(reactor: Reactor, uevents: Uevents, ports: Ports) -> Methods:
+def methods(reactor: Reactor, uevents: Uevents, streams: StreamPorts) -> Methods:
     """Return the service's methods."""
     reaper = Reaper(reactor)
-    guest = Guest(reactor, reaper, Crun(reaper), StreamPorts(reactor, ports))
+    guest = Guest(reactor, reaper, Crun(reaper), streams)
     return Service(Sandbox(guest, uevents)).methods()
 
 

@@ -1,10 +1,13 @@
 """Standard streams: bytes between a process's pipe or terminal and a stream port, in frames of ``common.channel``.
 
+A port is one of virtio-serial (``guest.agent.ports``) or a vsock connection (``guest.agent.vsock``).
+
 Back-pressure comes from not reading: a port that the host does not empty stops the reading of its process's pipe, and a
 process that does not read stops the reading of its port; neither stops anybody else.
 
-A frame is written with one write(2) and fits in one virtio buffer. The host gets all of it or, if it closes its end,
-nothing, so the first byte that it reads after opening a port begins a frame.
+A frame is written with one write(2) and fits in one virtio buffer. From a virtio-serial port the host gets all of it
+or, if it closes its end, nothing, so the first byte that it reads after opening a port begins a frame. Of a frame on a
+connection the rest may follow later.
 """
 
 from __future__ import annotations
@@ -12,62 +15,47 @@ from __future__ import annotations
 import posix
 
 from common import status
-from common.channel import HEADER, ChannelError, StreamDecoder, port_of
-from guest.agent.reactor import HANGUP
+from common.channel import HEADER, StreamDecoder
 from guest.agent.rpc import RpcError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from guest.agent.ports import Ports
     from guest.agent.reactor import Reactor
 
 _VIRTIO_BUFFER = 32 << 10
 """Largest write that a port takes as one buffer (drivers/char/virtio_console.c, port_fops_write)."""
 _PAYLOAD = _VIRTIO_BUFFER - HEADER.size
-_READ_SIZE = 64 << 10
+READ_SIZE = 64 << 10
 _BURST = 16
 """Frames after which others get their turn."""
 
 
 class StreamPort:
-    """A port and its present use: at most one stream in and one out. Stays open for the next use."""
+    """What carries the frames: at most one stream in and one out at a time."""
 
-    def __init__(self, reactor: Reactor, descriptor: int) -> None:
+    def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         self.input: Input | None = None
         self.output: Output | None = None
         self.decoder = StreamDecoder(0)
-        reactor.watch(descriptor, self._on_event)
 
     def read(self) -> bytes | None:
         """Return a chunk that the host wrote, nothing if it has closed its end, or None if there is no chunk now."""
-        try:
-            chunk = posix.read(self.descriptor, _READ_SIZE)
-        except BlockingIOError:
-            return None
-        if not chunk:
-            self.decoder = StreamDecoder(self.input.stream if self.input else 0)
-        return chunk
-
-    def _on_event(self, events: int) -> None:
-        if self.output is not None:
-            self.output.pump()
-        if self.input is not None:
-            self.input.pump()
-        elif events & HANGUP:  # what is left was for a process that is gone
-            while self.read():
-                pass
+        raise NotImplementedError
 
 
 class StreamPorts:
-    """The VM's stream ports by number, opened when they are first used."""
+    """The VM's stream ports by stream number.
 
-    def __init__(self, reactor: Reactor, found: Ports) -> None:
-        self._reactor = reactor
-        self._found = found
-        self._ports: dict[int, StreamPort] = {}
+    Attributes:
+        connections: those that the host has made by vsock.
+    """
+
+    def __init__(self, find_serial: Callable[[int], StreamPort | None]) -> None:
+        self.connections: dict[int, StreamPort] = {}
+        self._find_serial = find_serial
 
     def get(self, stream: int) -> StreamPort:
         """Return the port that a stream number names.
@@ -75,15 +63,11 @@ class StreamPorts:
         Raises:
             RpcError: there is no such port, or it still has output of an earlier process.
         """
-        try:
-            number = port_of(stream)
-        except ChannelError as err:
-            raise RpcError(status.INVALID_ARGUMENT, str(err)) from err
-        if number not in self._ports:
-            self._ports[number] = StreamPort(self._reactor, self._found.open_stream(number))
-        port = self._ports[number]
+        port = self.connections.get(stream) or self._find_serial(stream)
+        if port is None:
+            raise RpcError(status.UNAVAILABLE, f"this virtual machine has no port for stream {stream:#x}")
         if port.output is not None:
-            raise RpcError(status.FAILED_PRECONDITION, f"stream {stream:#x}: port {number} still has other output")
+            raise RpcError(status.FAILED_PRECONDITION, f"stream {stream:#x}: its port still has other output")
         return port
 
 
@@ -125,16 +109,16 @@ class Output:
 
     def _send(self) -> bool:
         """Hand the frame to the port; return whether it is gone."""
-        if self._unsent:
-            try:
-                posix.write(self._port.descriptor, self._unsent)
-            except BlockingIOError:
-                return False
-            self._unsent = self._frame[:0]
-            if self._is_at_end:
-                self._finish()
-                return False
-        return True
+        try:
+            while self._unsent:
+                self._unsent = self._unsent[posix.write(self._port.descriptor, self._unsent) :]
+        except BlockingIOError:
+            return False
+        except OSError:  # a connection that the host has closed
+            self._is_at_end = True
+        if self._is_at_end:
+            self.finish()
+        return not self._is_at_end
 
     def _fill(self) -> bool:
         """Read the next frame's payload; return whether there is a frame."""
@@ -151,7 +135,8 @@ class Output:
         self._unsent = self._frame[: HEADER.size + size]
         return True
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Let go of process and port: a process that writes on finds that nobody reads."""
         self._port.output = None
         self._reactor.unwatch(self._source)
         posix.close(self._source)

@@ -8,10 +8,14 @@ import posix
 import struct
 
 from guest.agent import kernel
-from guest.agent.files import make_directories
+from guest.agent.files import make_directories, read_text
 
 _CONSOLE = "/dev/console"
 _NEW_ROOT = "/run/root"
+
+_VIRTIO_DEVICES = "/sys/bus/virtio/devices"
+VIRTIO_VSOCK = 19
+"""Device id of a virtio socket (virtio 1.2, section 5)."""
 
 _RESTRICTED = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
 
@@ -42,6 +46,12 @@ def prepare_for_containers() -> None:
     kernel.mount("tmpfs", "/run", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755")
     kernel.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", _RESTRICTED)
     _bring_up_loopback()
+
+
+def has_virtio_device(kind: int) -> bool:
+    """Return whether the VM has a device of this id; the drivers of virtio's buses must be loaded."""
+    devices = posix.listdir(_VIRTIO_DEVICES)
+    return any(read_text(f"{_VIRTIO_DEVICES}/{name}/device").strip() == f"{kind:#06x}" for name in devices)
 
 
 def _leave_initramfs() -> None:

@@ -31,9 +31,11 @@ _MODULES_ON_DEMAND = {
     "scsi": ("virtio_scsi", "sd_mod"),
     "erofs": ("erofs",),
     "overlay": ("overlay",),
+    "vsock": ("vsock",),
+    "vsock-device": ("vmw_vsock_virtio_transport",),
     "xfs": ("xfs",),
 }
-"""Kernel modules by what the agent loads them for: a kind of disk or a type of file system. ext4 is in the kernel."""
+"""Kernel modules by what the agent loads them for: a kind of device or a type of file system. ext4 is in the kernel."""
 
 _INIT = b"""#!/usr/bin/python3.11 -ISE
 import sys

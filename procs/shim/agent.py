@@ -1,8 +1,4 @@
-"""The connection to the guest's agent: hello, then Kata's agent protocol over ttrpc.
-
-The agent's port is a virtio-serial port, which knows no connections: the hello (:mod:`common.channel`) is how both ends
-agree on where a conversation begins. It may be sent long before the guest is up: QEMU keeps it until the agent opens
-its port, so waiting for the answer *is* waiting for the guest, and nothing is tried twice.
+"""The guest's agent: Kata's agent protocol over ttrpc, on a connection that the channel makes.
 
 Whatever the agent answers is the guest's word and treated as such: :mod:`common.protobuf` bounds and checks it.
 """
@@ -10,32 +6,26 @@ Whatever the agent answers is the guest's word and treated as such: :mod:`common
 from __future__ import annotations
 
 import asyncio
-import secrets
 from typing import TYPE_CHECKING, TypeVar
 
 from common import log
-from common.channel import HELLO, HELLO_REPLY, NONCE_SIZE
-from common.errors import GuestError, UnavailableError
+from common.errors import GuestError
 from common.protocols import agent
 from common.protocols.stats import StatsContainerResponse
 from common.ttrpc.client import TtrpcClient
-from procs.shim import unix
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Sequence
 
     from common.protobuf import Message
     from common.protocols import oci
+    from procs.shim.channel import Channel
     from procs.shim.streams import StreamNumbers
 
 M = TypeVar("M", bound="Message")
 
 CALL_TIMEOUT_S = 60
 """For a call that the guest answers at once, on a host that is loaded beyond reason (upstream's figure)."""
-
-_MAX_NOISE = 1 << 20
-"""Bytes of an earlier conversation that may precede the answer to the hello."""
 
 
 class Agent:
@@ -45,16 +35,10 @@ class Agent:
         self._client = client
 
     @classmethod
-    async def connect(cls, path: str) -> Agent:
-        """Connect to the agent's port and wait until the agent answers the hello, for ever.
-
-        Raises:
-            UnavailableError: the VM is gone.
-            GuestError: what answers is not the agent.
-        """
-        sock = unix.connect(path)
+    async def connect(cls, channel: Channel) -> Agent:
+        """Wait for the agent and connect to it; see :meth:`procs.shim.channel.Channel.connect_agent`."""
+        sock = await channel.connect_agent()
         try:
-            await _greet(sock)
             _, client = await asyncio.get_running_loop().create_connection(
                 lambda: TtrpcClient("the guest's agent"), sock=sock
             )
@@ -175,21 +159,3 @@ class Agent:
 
 def _metadata() -> dict[str, str]:
     return {"request-id": log.request_id.get()}
-
-
-async def _greet(sock: socket.socket) -> None:
-    """Say hello, and drop what comes before its answer."""
-    loop = asyncio.get_running_loop()
-    nonce = secrets.token_bytes(NONCE_SIZE)
-    wanted = HELLO_REPLY + nonce
-    await loop.sock_sendall(sock, HELLO + nonce)
-    seen = b""
-    noise = 0
-    while not seen.endswith(wanted):
-        data = await loop.sock_recv(sock, 65536)
-        if not data:
-            raise UnavailableError("the VM closed the agent's port")
-        seen = (seen + data)[-2 * len(wanted) :]
-        noise += len(data)
-        if noise > _MAX_NOISE:
-            raise GuestError(f"the guest sent {noise} bytes on the agent's port and no answer to the hello")

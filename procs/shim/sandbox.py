@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from common.config import KataConfig
     from common.services.vmm import Vm
     from procs.shim.agent import Agent
+    from procs.shim.channel import Channel
     from procs.shim.devices import Devices
-    from procs.shim.streams import StreamPorts
+    from procs.shim.ports import Ports
 
 DESTROY_TIMEOUT_S = 5
 DESCRIBE_TIMEOUT_S = 2
@@ -50,7 +51,7 @@ class Guest:
         sandbox_id: whose it is.
         agent: its agent.
         devices: how it gets more.
-        ports: the VM's stream ports.
+        ports: where processes get their streams.
         pid: the VMM's process, which containerd takes for every process of the sandbox.
         is_gone: set when the VMM has ended.
         create_timeout_s: how long the guest may take to prepare a container.
@@ -60,7 +61,7 @@ class Guest:
     sandbox_id: str
     agent: Agent
     devices: Devices
-    ports: StreamPorts
+    ports: Ports
     pid: int
     is_gone: asyncio.Event
     create_timeout_s: int
@@ -165,19 +166,18 @@ class Sandbox:
         devices = self._devices(vm)
         share = await devices.plug(self._share_spec(), use_s=config.agent.dial_timeout)  # while the guest boots
         self._enter("waiting for the guest's agent")
-        self._agent = agent = await self._dial(vm, config)
+        channel = self._channel(vm)
+        self._agent = agent = await self._dial(channel, config)
         self._enter("sharing the file system")
         async with devices.taken_into_use(share):
             hook_path = config.hypervisor.guest_hook_path
             await agent.create_sandbox(self.sandbox_id, hostname=self.sandbox_id, guest_hook_path=hook_path)
         self._enter("running")
-        from procs.shim.streams import StreamPorts
-
         return Guest(
             sandbox_id=self.sandbox_id,
             agent=agent,
             devices=devices,
-            ports=StreamPorts(vm.stream_sockets),
+            ports=channel.ports,
             pid=vm.process.pid,
             is_gone=self.is_gone,
             create_timeout_s=config.runtime.create_container_timeout,
@@ -224,13 +224,13 @@ class Sandbox:
         share.prepare(self.sandbox_id)
         self.is_shareable.set()
 
-    async def _dial(self, vm: Vm, config: KataConfig) -> Agent:
+    async def _dial(self, channel: Channel, config: KataConfig) -> Agent:
         from procs.shim.agent import Agent
 
         limit, section = config.agent.dial_timeout, config.hypervisor
         try:
             async with asyncio.timeout(limit):
-                agent = await Agent.connect(vm.agent_socket)
+                agent = await Agent.connect(channel)
                 await agent.check()
         except (UnavailableError, ConnectionError) as err:
             raise GuestError(
@@ -244,6 +244,11 @@ class Sandbox:
                 hint=f"see the console above for the cause, or raise agent.kata.dial_timeout in {config.source}",
             ) from err
         return agent
+
+    def _channel(self, vm: Vm) -> Channel:
+        from procs.shim.channel import open_channel
+
+        return open_channel(vm.channel)
 
     def _devices(self, vm: Vm) -> Devices:
         from procs.shim.devices import Devices

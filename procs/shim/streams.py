@@ -1,146 +1,18 @@
-"""Standard streams between FIFOs of the host and stream ports of the VM.
-
-A VM has a fixed number of ports (:mod:`common.channel`). A process uses one for standard input and output, which go
-opposite ways, and another for standard error; with a terminal, which has no standard error, only the first.
-
-*Back-pressure*: a pump holds one chunk and takes the next when that one is written, so a client that does not read
-stops its process, and a process that does not read stops its client.
-
-*When a port may be used again*: once the guest's end frame has come and no frame of ours is half written. Otherwise
-bytes of this use would reach the next one; such a port stays taken until the VM ends. A frame whose process has ended
-is therefore still written to its end, for which the guest has a moment.
-"""
+"""The standard streams of a process: between FIFOs, files or programs of the host and stream ports of the guest."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from common import log
-from common.channel import HEADER, MAX_CHUNK, ChannelError, StreamDecoder, port_of, stream_number
-from common.errors import ExhaustedError
-from procs.shim import fifos, outlets, unix
+from common.channel import MAX_CHUNK, ChannelError
+from procs.shim import fifos, outlets
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import AsyncIterator, Sequence
-
+    from procs.shim.ports import Ports, PortUse
     from procs.shim.tasks import Stdio
-
-
-PORTS_TIMEOUT_S = 30
-"""How long a process waits for ports: many short ones may begin at once, a few long ones must not keep all others."""
-
-FRAME_TIMEOUT_S = 2
-"""How long the guest may take to accept the rest of a frame whose process has ended."""
-
-
-class StreamPorts:
-    """Which ports of a VM are free. The one that rested longest is taken first.
-
-    Args:
-        sockets: where to connect to each port.
-        wait_s: how long a process waits for ports that others have, in seconds.
-    """
-
-    def __init__(self, sockets: Sequence[str], wait_s: float = PORTS_TIMEOUT_S) -> None:
-        self._sockets = sockets
-        self._wait_s = wait_s
-        self._free = deque(range(len(sockets)))
-        self._generation = 0
-        self._changed = asyncio.Condition()
-
-    async def take(self, count: int, group: asyncio.TaskGroup) -> list[PortUse]:
-        """Connect to free ports, each under a stream number that was never used in this VM.
-
-        All at once or none: two processes that hold one each and want another would wait for one another.
-
-        Args:
-            count: how many.
-            group: where frames are sent.
-
-        Raises:
-            ExhaustedError: too many were taken for too long.
-            UnavailableError: the VM is gone.
-        """
-        try:
-            async with asyncio.timeout(self._wait_s), self._changed:
-                await self._changed.wait_for(lambda: len(self._free) >= count)
-                return [self._connect(group) for _ in range(count)]
-        except TimeoutError as err:
-            raise ExhaustedError(
-                f"all {len(self._sockets)} stream ports of the VM are in use",
-                hint="a process takes one with a terminal and two without; end one first",
-            ) from err
-
-    def _connect(self, group: asyncio.TaskGroup) -> PortUse:
-        port = self._free.popleft()
-        self._generation += 1
-        return PortUse(stream_number(self._generation, port), unix.connect(self._sockets[port]), group)
-
-    async def give_back(self, use: PortUse) -> None:
-        """Disconnect; the port is free again if nothing of this use can reach the next."""
-        if await use.close():
-            async with self._changed:
-                self._free.append(port_of(use.stream))
-                self._changed.notify_all()
-        else:
-            log.get().warning("stream port stays taken", port=port_of(use.stream))
-
-
-class PortUse:
-    """One use of a port: payload both ways, under one stream number.
-
-    Attributes:
-        stream: the number, as the agent is told it.
-        has_output: whether the guest sends on it, and so will send an end.
-    """
-
-    def __init__(self, stream: int, sock: socket.socket, group: asyncio.TaskGroup) -> None:
-        self.stream = stream
-        self.has_output = False
-        self._socket = sock
-        self._group = group
-        self._decoder = StreamDecoder(stream)
-        self._sending: asyncio.Task[None] | None = None
-
-    async def payloads(self) -> AsyncIterator[bytes]:
-        """Yield what the guest sends, until its end or the VM's; a guest that never pauses keeps nobody waiting."""
-        loop = asyncio.get_running_loop()
-        while not self._decoder.is_ended:
-            data = await loop.sock_recv(self._socket, HEADER.size + MAX_CHUNK)
-            if not data:
-                return
-            if payload := b"".join(self._decoder.feed(data)):
-                yield payload
-            await asyncio.sleep(0)  # sock_recv does not wait while there is more: others have their turn in between
-
-    async def send(self, payload: bytes) -> None:
-        """Send one frame; an empty payload is the end. When cancelled, the frame is still sent."""
-        self._sending = self._group.create_task(self._send(HEADER.pack(self.stream, len(payload)) + payload))
-        await self._sending_done(None)
-
-    async def close(self) -> bool:
-        """Disconnect from the port; return whether both directions were at their end or between frames."""
-        is_whole = await self._sending_done(FRAME_TIMEOUT_S)
-        if self._sending is not None:
-            self._sending.cancel()
-            await asyncio.wait({self._sending})
-        self._socket.close()
-        return is_whole and (self._decoder.is_ended or not self.has_output)
-
-    async def _send(self, frame: bytes) -> None:
-        with contextlib.suppress(ConnectionError):  # the VM is gone, which its pidfd tells
-            await asyncio.get_running_loop().sock_sendall(self._socket, frame)
-
-    async def _sending_done(self, timeout_s: float | None) -> bool:
-        if self._sending is None:
-            return True
-        done, _ = await asyncio.wait({self._sending}, timeout=timeout_s)
-        return bool(done)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,12 +42,12 @@ class Streams:
         self._is_input_over = False
         self._inlet: fifos.Inlet | None = None
         self._outlets = outlets.Outlets()
-        self._ports: StreamPorts | None = None
+        self._ports: Ports | None = None
         self._main: PortUse | None = None
         self._error: PortUse | None = None
         self._finishing: asyncio.Task[None] | None = None
 
-    async def connect(self, ports: StreamPorts) -> StreamNumbers:
+    async def connect(self, ports: Ports) -> StreamNumbers:
         """Open where output goes, and as many ports as the process needs.
 
         Raises:

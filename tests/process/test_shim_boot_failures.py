@@ -59,7 +59,7 @@ async def test_a_vm_that_ends_while_booting_is_told_at_once(stand: ShimStand) ->
     creating = stand.spawn(refusal(shim.create("true")))
     await stand.vms.has_vm.wait()
     assert stand.vms.guest is not None
-    await stand.vms.guest.has_hello.wait()
+    await stand.vms.guest.channel.has_hello.wait()
     await stand.vms.end_vm()
     text = str(await creating)
     assert "failed while waiting for the guest's agent: the guest ended before its agent answered" in text

@@ -17,6 +17,7 @@ from common import log, paths
 from common.config import ClhConfig, QemuConfig
 from common.errors import HypervisorError, NotFoundError, UnsupportedError, UsageError
 from common.linux import cgroup, identity
+from common.services.channel import HybridVsock
 from common.services.vmm import (
     AddDevice,
     AddedDevice,
@@ -132,8 +133,7 @@ def vm_of(sandbox_id: str, process: ProcessIdentity) -> Vm:
         version="1",
         accelerator="tcg",
         process=process,
-        agent_socket="",
-        stream_sockets=(),
+        channel=HybridVsock(socket=""),
         console_log="",
         hotplug_buses=(),
     )

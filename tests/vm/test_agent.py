@@ -324,7 +324,7 @@ def test_frames_that_are_no_requests_are_survived(sandbox: GuestSandbox) -> None
     [
         ("../x", 0, "'../x' is not a container id"),
         ("x", 0x1FF, "names port 255"),
-        ("x", 0x11C, "has no port kata.stream.28"),
+        ("x", 0x11C, "has no port for stream 0x11c"),
     ],
 )
 def test_what_a_container_cannot_be_is_refused(

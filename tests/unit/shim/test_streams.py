@@ -14,12 +14,15 @@ from common.channel import HEADER, MAX_CHUNK, StreamDecoder, stream_number
 from common.errors import ExhaustedError, NotFoundError, UsageError
 from procs.shim import outlets
 from procs.shim.fifos import Inlet
-from procs.shim.streams import PortUse, StreamPorts, Streams
+from procs.shim.serial import StreamPorts
+from procs.shim.streams import Streams
 from procs.shim.tasks import Stdio
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
+
+    from procs.shim.ports import PortUse
 
 
 OWNER = outlets.Owner(id="c", namespace="n", sandbox_id="s")

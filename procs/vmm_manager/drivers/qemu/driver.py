@@ -14,6 +14,7 @@ from common.channel import STREAM_PORTS
 from common.config import QemuConfig
 from common.errors import HypervisorError, UsageError
 from common.linux import cgroup
+from common.services.channel import VirtioSerial
 from common.services.vmm import BlockSpec, ShareSpec, Vm
 from procs.vmm_manager.drivers import Capabilities
 from procs.vmm_manager.drivers.probe import Probe
@@ -74,8 +75,7 @@ class QemuDriver:
                 version=version,
                 accelerator=accelerator,
                 process=process.identity,
-                agent_socket=f"{directory}/{AGENT_SOCKET}",
-                stream_sockets=tuple(f"{directory}/{stream_socket(port)}" for port in range(STREAM_PORTS)),
+                channel=_channel(directory),
                 console_log=f"{directory}/console.log",
                 hotplug_buses=Topology(config).buses,
             )
@@ -97,6 +97,13 @@ class QemuDriver:
         machine = QemuMachine(record, record.vm, record.config, process, qmp, workers, on_removed)
         await machine.take_over()
         return machine
+
+
+def _channel(directory: str) -> VirtioSerial:
+    return VirtioSerial(
+        agent_socket=f"{directory}/{AGENT_SOCKET}",
+        stream_sockets=tuple(f"{directory}/{stream_socket(port)}" for port in range(STREAM_PORTS)),
+    )
 
 
 def _spawn(sandbox_id: str, config: QemuConfig, accelerator: str, directory: str) -> Process:
