@@ -9,6 +9,7 @@
             mounts/                mounts for the guest: <container>/rootfs, <container>/mounts/<n> (procs/shim)
             share/                 the same tree, read-only: what virtiofsd exports
             vm/                    the VM manager's alone: vm.json, sockets, console.log
+        device-manager/            a journal for each of its shards, and claims.db, which they share
         shim-host.sock, .lock      where `start` finds the process that forks shims (procs/shim/host.py)
         probe.json                 which accelerator works on this host, with the boot id
 

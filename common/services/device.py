@@ -1,4 +1,6 @@
-"""``device``: the device manager, which owns every device of every sandbox.
+"""``device``, ``device.1``…: the device manager, which owns every device of every sandbox; one service a shard.
+
+Which shard has a sandbox is told with its VM (:attr:`common.services.vmm.Vm.device_manager`, ``common.shards``).
 
 Attaching has two phases. ``attach`` plugs the device and answers with a lease; the shim has the guest find and use it
 and says ``confirm``, or ``abort``. A lease that runs out is an abort. ``detach`` returns when the hypervisor has
@@ -13,10 +15,11 @@ from __future__ import annotations
 
 import msgspec
 
+from common import shards
 from common.bus.wire import Empty, Event, Verb
 from common.services.vmm import DeviceSpec, HotplugBus
 
-SERVICE = "device"
+SERVICE = shards.FIRST
 
 
 class Attach(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from enum import StrEnum
 
 import msgspec
 
+from common import shards
 from common.bus.wire import Empty, Event, Verb
 from common.config.hypervisors import BlockDriver as BlockDriver  # noqa: PLC0414 - part of the contract
 from common.config.hypervisors import HypervisorConfig
@@ -68,6 +69,7 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True):
         channel: how to reach its agent.
         console_log: what the guest printed.
         hotplug_buses: where devices can be plugged. Which slots are taken is the device manager's to know.
+        device_manager: bus name of the shard of the device manager that has the sandbox's devices (``common.shards``).
     """
 
     sandbox_id: str
@@ -78,6 +80,7 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True):
     channel: GuestChannel
     console_log: str
     hotplug_buses: tuple[HotplugBus, ...]
+    device_manager: str = shards.FIRST
 
 
 class SandboxRef(msgspec.Struct, frozen=True, kw_only=True):

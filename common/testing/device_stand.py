@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import paths, trace
+from common import paths, shards, trace
 from common.bus.client import BusClient
 from common.bus.events import Publisher, Received, Resync, Subscriber
 from common.bus.server import BusServer
@@ -161,7 +161,20 @@ class FakeVmManager:
 
 
 class DeviceManager:
-    """A device manager's process, and calls to it on behalf of one sandbox."""
+    """A device manager's process, and calls to it on behalf of one sandbox.
+
+    Args:
+        bus: leads there.
+        sandbox_id: on whose behalf.
+        buses: of the sandbox's VM.
+        shard: which shard it is.
+        shards_of: how many there are.
+        removal_timeout_s: how long the guest may take to let a device go.
+
+    Attributes:
+        service: its bus name.
+        process: it, once it is started.
+    """
 
     def __init__(
         self,
@@ -169,8 +182,12 @@ class DeviceManager:
         sandbox_id: str,
         buses: tuple[vmm.HotplugBus, ...],
         *,
+        shard: int = 0,
+        shards_of: int = 1,
         removal_timeout_s: float = REMOVAL_TIMEOUT_S,
     ) -> None:
+        self.service = shards.service_name(shard)
+        self._shard = f"{shard}/{shards_of}"
         self._bus = bus
         self._sandbox_id = sandbox_id
         self._buses = buses
@@ -181,7 +198,11 @@ class DeviceManager:
     def spawn(self, *, fatal: str = "") -> None:
         """Start a device manager that ends at a point of its code, as :mod:`common.trace` names them."""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "procs.device_manager", f"--removal-timeout={self._removal_timeout_s}"],
+            [
+                *(sys.executable, "-m", "procs.device_manager"),
+                f"--shard={self._shard}",
+                f"--removal-timeout={self._removal_timeout_s}",
+            ],
             stdout=subprocess.DEVNULL,
             env={**os.environ, trace.VARIABLE: fatal},
         )
@@ -206,7 +227,7 @@ class DeviceManager:
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
         """Hear from here on what the device manager publishes."""
-        async with Subscriber([device.SERVICE]) as self._news:
+        async with Subscriber([self.service]) as self._news:
             assert isinstance(await anext(self._news), Resync)
             yield
 
@@ -227,7 +248,7 @@ class DeviceManager:
             spec=spec or share(name),
             holder=holder,
         )
-        return await self._bus.call(device.SERVICE, device.ATTACH, request, timeout_s=30, call_id=call_id)
+        return await self._bus.call(self.service, device.ATTACH, request, timeout_s=30, call_id=call_id)
 
     async def confirm(self, attached: device.Device, holder: str = "") -> device.Device:
         """Call ``confirm``."""
@@ -236,27 +257,27 @@ class DeviceManager:
     async def confirm_id(self, device_id: str, holder: str = "") -> device.Device:
         """Call ``confirm`` for a device that may not exist."""
         ref = device.DeviceRef(device_id=device_id, holder=holder)
-        return await self._bus.call(device.SERVICE, device.CONFIRM, ref, timeout_s=30)
+        return await self._bus.call(self.service, device.CONFIRM, ref, timeout_s=30)
 
     async def detach(self, attached: device.Device, holder: str = "", call_id: str | None = None) -> None:
         """Call ``detach``."""
         ref = device.DeviceRef(device_id=attached.device_id, holder=holder)
-        await self._bus.call(device.SERVICE, device.DETACH, ref, timeout_s=60, call_id=call_id)
+        await self._bus.call(self.service, device.DETACH, ref, timeout_s=60, call_id=call_id)
 
     async def story(self, device_id: str) -> list[str]:
         """Call ``tell_story``; return what happened, in words."""
         request = device.TellStory(device_id=device_id)
-        told = await self._bus.call(device.SERVICE, device.TELL_STORY, request, timeout_s=30)
+        told = await self._bus.call(self.service, device.TELL_STORY, request, timeout_s=30)
         return [chapter.event for chapter in told.chapters]
 
     async def list(self) -> tuple[device.Device, ...]:
         """Call ``list_devices``."""
-        listed = await self._bus.call(device.SERVICE, device.LIST_DEVICES, device.ListDevices(), timeout_s=30)
+        listed = await self._bus.call(self.service, device.LIST_DEVICES, device.ListDevices(), timeout_s=30)
         return listed.devices
 
     async def health(self) -> Health:
         """Call ``health``."""
-        return await self._bus.call(device.SERVICE, HEALTH, Empty(), timeout_s=30)
+        return await self._bus.call(self.service, HEALTH, Empty(), timeout_s=30)
 
     async def devices(self) -> dict[str, str]:
         """Return each device's state by the hypervisor's id."""

@@ -31,6 +31,7 @@ from common.testing.vmm_stand import Manager, managing
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from common.services.vmm import Vm
     from common.testing.fake_qemu.monitor import How
 
 
@@ -94,35 +95,50 @@ class HotplugStand:
 
     def disk(self, name: str) -> BlockSpec:
         """Return what describes a disk, and make its file."""
-        file = Path(paths.run_dir()) / name
-        file.write_bytes(bytes(1 << 20))
-        return BlockSpec(source=str(file))
+        return disk(name)
+
+
+def disk(name: str) -> BlockSpec:
+    """Return what describes a disk in the run directory, and make its file."""
+    file = Path(paths.run_dir()) / name
+    file.write_bytes(bytes(1 << 20))
+    return BlockSpec(source=str(file))
 
 
 @asynccontextmanager
 async def plugging() -> AsyncIterator[HotplugStand]:
     """Provide a sandbox with a VM, and end all of it."""
     sandbox_id = f"h{uuid.uuid4().hex[:8]}"
-    with run_dir() as directory:
-        Path(paths.sandbox_dir(sandbox_id)).mkdir(parents=True)
-        async with managing() as manager, BusClient() as bus:
-            vm = await manager.create(sandbox_id, path=_executable(directory), initrd="", seccompsandbox="")
-            devices, qemu = DeviceManager(bus, sandbox_id, vm.hotplug_buses), Qemu()
+    with run_dir():
+        async with managing() as manager, BusClient() as bus, fake_vm(manager, sandbox_id) as (vm, qemu):
+            devices = DeviceManager(bus, sandbox_id, vm.hotplug_buses)
             try:
-                await qemu.connect(sandbox_id)
                 await devices.start()
                 yield HotplugStand(sandbox_id=sandbox_id, devices=devices, manager=manager, qemu=qemu)
             finally:
-                await qemu.close()
                 devices.kill()
-                await manager.destroy(sandbox_id)
-                cgroup.kill(sandbox_id)
+
+
+@asynccontextmanager
+async def fake_vm(manager: Manager, sandbox_id: str) -> AsyncIterator[tuple[Vm, Qemu]]:
+    """Provide a sandbox whose VM is a fake QEMU, and end it."""
+    qemu = Qemu()
+    Path(paths.sandbox_dir(sandbox_id)).mkdir(parents=True)
+    try:
+        vm = await manager.create(sandbox_id, path=_executable(), initrd="", seccompsandbox="")
+        await qemu.connect(sandbox_id)
+        yield vm, qemu
+    finally:
+        await qemu.close()
+        await manager.destroy(sandbox_id)
+        cgroup.kill(sandbox_id)
         shutil.rmtree(paths.sandbox_dir(sandbox_id))
 
 
-def _executable(directory: Path) -> str:
+def _executable() -> str:
     """Return a program that can be started as QEMU."""
-    program = directory / "qemu"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -P -m common.testing.fake_qemu "$@"\n')
-    program.chmod(0o700)
+    program = Path(paths.run_dir()) / "qemu"
+    if not program.exists():
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -P -m common.testing.fake_qemu "$@"\n')
+        program.chmod(0o700)
     return str(program)

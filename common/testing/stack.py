@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Self
 
 import toml
 
+from common import shards
 from common.bus.client import BusClient
 from common.bus.wire import Empty
 from common.errors import InterruptedCallError, UnavailableError
 from common.paths import RUN_DIR_VARIABLE
-from common.services import device, vmm
+from common.services import vmm
 from common.services.health import HEALTH
 from common.testing import oci_image
 from common.testing.leaks import Footprint
@@ -39,7 +40,7 @@ GUEST = Path(os.environ.get("PYKATA_GUEST_DIR") or CHECKOUT / "build/guest")
 BIN = Path(sys.executable).parent
 RUNTIME = "io.containerd.kata.v2"
 IMAGE = oci_image.REFERENCE
-SERVICES = {"vmm-manager-qemu": vmm.service_name("qemu"), "device-manager": device.SERVICE}
+SERVICES = {"vmm-manager-qemu": vmm.service_name("qemu"), "device-manager:device-manager-0": shards.FIRST}
 """Programs of supervisord that answer on the bus, and their names there."""
 
 _READY = "containerd successfully booted"
@@ -116,6 +117,7 @@ class Stack:
             RUN_DIR_VARIABLE: str(self.run_dir),
             "PYKATA_BIN": str(BIN),
             "PYKATA_LISTEN": self._listen,
+            shards.VARIABLE: "1",
             "KATA_CONF_FILE": str(self.config),
         }
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from common import shards
 from common.bus.client import BusClient
-from common.errors import NotFoundError
+from common.errors import KataError, NotFoundError
 from common.services import device as contract
 from common.services.vmm import BlockSpec
 from procs.cli.columns import age, aligned, moment
@@ -16,7 +18,11 @@ from procs.cli.columns import age, aligned, moment
 if TYPE_CHECKING:
     import argparse
 
+    from common.bus.wire import Verb
     from common.services.device import Device, Story
+
+Q = TypeVar("Q", bound=msgspec.Struct)
+R = TypeVar("R", bound=msgspec.Struct)
 
 _TIMEOUT_S = 5.0
 _HEADINGS = ("DEVICE", "SANDBOX", "STATE", "SINCE", "KIND", "PLACE", "PCI", "HYPERVISOR ID", "HOLDERS", "SOURCE")
@@ -50,25 +56,51 @@ async def run(arguments: argparse.Namespace) -> None:
 
 
 async def _list(sandbox_id: str, *, is_json: bool) -> None:
-    async with BusClient() as bus:
-        request = contract.ListDevices(sandbox_id=sandbox_id)
-        listed = await bus.call(contract.SERVICE, contract.LIST_DEVICES, request, timeout_s=_TIMEOUT_S)
+    """Print the devices of every shard; those of a shard that is down are missed, and that is said at the end."""
+    answers, failures = await _ask_all(contract.LIST_DEVICES, contract.ListDevices(sandbox_id=sandbox_id))
+    devices = sorted((device for answer in answers for device in answer.devices), key=lambda device: device.device_id)
+    if answers:
+        _print_list(contract.DeviceList(devices=tuple(devices)), is_json=is_json)
+    if failures:
+        raise failures[0]
+    if sandbox_id and not devices and not is_json:
+        raise NotFoundError(f"sandbox {sandbox_id} has no devices", hint="`kata-runtime devices` lists those of all")
+
+
+def _print_list(listed: contract.DeviceList, *, is_json: bool) -> None:
     if is_json:
         _print_json(listed)
     elif listed.devices:
         print(aligned([_HEADINGS, *(_row(device, time.time()) for device in listed.devices)]))
-    elif sandbox_id:
-        raise NotFoundError(f"sandbox {sandbox_id} has no devices", hint="`kata-runtime devices` lists those of all")
 
 
 async def _tell_story(device_id: str, *, is_json: bool) -> None:
-    async with BusClient() as bus:
-        request = contract.TellStory(device_id=device_id)
-        story = await bus.call(contract.SERVICE, contract.TELL_STORY, request, timeout_s=_TIMEOUT_S)
+    """Print what happened to a device, as the shard tells that knows it."""
+    stories, failures = await _ask_all(contract.TELL_STORY, contract.TellStory(device_id=device_id))
+    if not stories:
+        raise min(failures, key=lambda failure: isinstance(failure, NotFoundError))
+    (story,) = stories
     if is_json:
         _print_json(story)
     else:
         print(f"device {story.device_id} of sandbox {story.sandbox_id}\n{aligned(_chapters(story))}")
+
+
+async def _ask_all(verb: Verb[Q, R], request: Q) -> tuple[list[R], list[KataError]]:
+    """Return what the shards answered, and why others did not."""
+    async with BusClient() as bus:
+        calls = (bus.call(service, verb, request, timeout_s=_TIMEOUT_S) for service in shards.services())
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    answers: list[R] = []
+    failures: list[KataError] = []
+    for outcome in outcomes:
+        if isinstance(outcome, KataError):
+            failures.append(outcome)
+        elif isinstance(outcome, BaseException):
+            raise outcome
+        else:
+            answers.append(outcome)
+    return answers, failures
 
 
 def _print_json(message: msgspec.Struct) -> None:

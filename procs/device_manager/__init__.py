@@ -1,4 +1,4 @@
-"""The device manager: every device of every sandbox.
+"""The device manager: every device of every sandbox. It may run as several shards (``common.shards``).
 
 ::
 
@@ -6,7 +6,8 @@
       `-> lives     takes each step and begins what it calls for          <-- news: what the VM managers publish
             |-> states    the life of one device: (state, event) -> (state, actions)         pure
             |-> table     all devices; places (topology) and sources are nobody else's       pure, but for the journal
-            |     `-> journal   the same on disk, with each device's history
+            |     |-> journal   the same on disk, with each device's history
+            |     `-> claims    what no two sandboxes may have, whichever shards they are in
             `-> commands  one queue a sandbox to its VM manager; an answer is the next event
 
 The rules that the hypervisors taught:

@@ -1,37 +1,33 @@
-"""The devices on disk: SQLite in the run directory, written before each step is taken and after it.
+"""A shard's devices on disk (``database``), written before each step is taken and after it.
 
 ::
 
-    boot      the boot that all this belongs to; a journal of another boot is emptied, since no VM outlives the host
     devices   one row a device, as it is now; its state is the intent: ``attaching`` is there before the add is asked
     history   what happened to each device; bounded, the oldest of all goes first
     replies   what callers were answered, by call id, for as long as they may ask again
 
-A step and its chapter of history are one transaction. The journal has to survive our process, not the machine: hence
-WAL with ``synchronous=OFF``. A killed process loses nothing that was committed, since the pages are the kernel's by
-then (https://www.sqlite.org/pragma.html#pragma_synchronous).
-
-A journal that cannot be read is moved aside, not repaired: what the hypervisors say is better than what half a file
-says. Their devices are then shown as ``unknown`` and keep their places.
+A step and its chapter of history are one transaction. When a journal cannot be read and is begun anew, the devices that
+the hypervisors have are shown as ``unknown`` and keep their places.
 """
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from common import log, paths
+from common import log, shards
 from common.errors import UnavailableError
-from common.linux import identity
 from common.services.device import Chapter, Device, Story
+from procs.device_manager import database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
     from types import TracebackType
 
 MAX_CHAPTERS = 20_000
@@ -39,8 +35,10 @@ MAX_CHAPTERS = 20_000
 MAX_STORY = 1_000
 """Chapters of one device that are told, the latest: a reply has to fit into a bus message."""
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS boot (id TEXT NOT NULL);
+_SCHEMA = database.Schema(
+    version=2,
+    tables=("devices", "history", "replies"),
+    statements="""
 CREATE TABLE IF NOT EXISTS devices (device_id TEXT PRIMARY KEY, device BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS history (
     number INTEGER PRIMARY KEY, device_id TEXT NOT NULL, sandbox_id TEXT NOT NULL, chapter BLOB NOT NULL
@@ -48,23 +46,34 @@ CREATE TABLE IF NOT EXISTS history (
 CREATE INDEX IF NOT EXISTS story ON history (device_id);
 CREATE TABLE IF NOT EXISTS replies (call_id TEXT PRIMARY KEY, expires REAL NOT NULL, reply BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS expiry ON replies (expires);
-"""
-_VERSION = 2
-"""Of the schema; a journal of another release counts as one that cannot be read."""
-_TABLES = ("boot", "devices", "history", "replies")
+""",
+)
+
+
+def file_of(service: str) -> Path:
+    """Return where a shard's journal is: ``journal.db``, or ``journal.<n>.db`` from the second shard on."""
+    return database.directory() / f"journal{service.removeprefix(shards.FIRST)}.db"
+
+
+def left_by_others(shard: int, of: int) -> list[str]:
+    """Return the shards that have a journal and that there are no more of now, as far as they are ours to serve."""
+    found = (re.fullmatch(r"journal\.(\d+)\.db", file.name) for file in database.directory().iterdir())
+    left = sorted(int(name[1]) for name in found if name)
+    return [shards.service_name(number) for number in left if number >= of and number % of == shard]
 
 
 class Journal:
-    """The journal; a context manager. It belongs to one process at a time, which keeps it locked.
+    """The journal of a shard; a context manager. It belongs to one process at a time, which keeps it locked.
+
+    Args:
+        service: the shard's bus name.
 
     Raises:
         UnavailableError: another process has it, or it cannot be opened.
     """
 
-    def __init__(self) -> None:
-        directory = Path(paths.run_dir()) / "device-manager"
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = directory / "journal.db"
+    def __init__(self, service: str = shards.FIRST) -> None:
+        file = file_of(service)
         try:
             self._database, self._devices = _open(file)
         except sqlite3.OperationalError as err:
@@ -73,7 +82,7 @@ class Journal:
                 hint="stop the device manager that has it, or make room on its file system",
             ) from err
         except (sqlite3.DatabaseError, msgspec.MsgspecError) as err:
-            aside = _move_aside(file)
+            aside = database.move_aside(file)
             log.get().error(
                 "journal cannot be read: begun anew, devices are rebuilt from the hypervisors' lists",
                 error=str(err),
@@ -147,50 +156,16 @@ class Journal:
 
 
 def _open(file: Path) -> tuple[sqlite3.Connection, list[Device]]:
-    """Open the database and read the devices of this boot.
+    """Open the journal and read the devices of this boot.
 
     Raises:
-        sqlite3.OperationalError: it is locked, or cannot be opened.
-        sqlite3.DatabaseError: it is damaged, or of another release.
+        sqlite3.Error: see :func:`procs.device_manager.database.connect`.
         msgspec.MsgspecError: a device in it is no device.
     """
-    database = sqlite3.connect(file, isolation_level=None, timeout=0)
+    opened = database.connect(file, _SCHEMA)
     try:
-        database.execute("PRAGMA locking_mode=EXCLUSIVE")
-        database.execute("PRAGMA journal_mode=WAL")
-        database.execute("PRAGMA synchronous=OFF")
-        _check(database)
-        database.executescript(f"{_SCHEMA} PRAGMA user_version = {_VERSION};")
-        _begin_boot(database, identity.boot_id())
-        rows = database.execute("SELECT device FROM devices ORDER BY device_id")
-        return database, [msgspec.json.decode(row[0], type=Device) for row in rows]
+        rows = opened.execute("SELECT device FROM devices ORDER BY device_id")
+        return opened, [msgspec.json.decode(row[0], type=Device) for row in rows]
     except BaseException:
-        database.close()
+        opened.close()
         raise
-
-
-def _check(database: sqlite3.Connection) -> None:
-    (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
-    if verdict != "ok":
-        raise sqlite3.DatabaseError(verdict)
-    (version,) = database.execute("PRAGMA user_version").fetchone()
-    (tables,) = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    if tables and version != _VERSION:
-        raise sqlite3.DatabaseError(f"its schema is {version}, this release has {_VERSION}")
-
-
-def _begin_boot(database: sqlite3.Connection, boot_id: str) -> None:
-    if database.execute("SELECT id FROM boot").fetchone() != (boot_id,):
-        for table in _TABLES:
-            database.execute(f"DELETE FROM {table}")  # noqa: S608 - a constant
-        database.execute("INSERT INTO boot VALUES (?)", (boot_id,))
-
-
-def _move_aside(file: Path) -> Path:
-    """Rename a damaged database and what SQLite keeps beside it; the last damaged one is kept."""
-    aside = file.with_name(f"{file.name}.damaged")
-    for suffix in ("", "-wal", "-shm"):
-        with_suffix = file.with_name(file.name + suffix)
-        if with_suffix.exists():
-            with_suffix.replace(aside.with_name(aside.name + suffix))
-    return aside

@@ -154,6 +154,7 @@ class Lives:
         for unknown in (found for found in present if not any(same(device, found) for device in known)):
             device = self.begin(self.table.find(unknown, sandbox_id, hypervisor))
             log.get().error("unknown device found: it keeps its place", **names(device))
+        self.table.drop_strays(sandbox_id)
 
     def told(self, device_id: str) -> asyncio.Future[tuple[Device, KataError | None]]:
         """Wait for news of a device: the device as it is then, and why it is not what was wanted."""

@@ -22,9 +22,17 @@ if TYPE_CHECKING:
 
 
 class News:
-    """Hears what becomes of VMs and devices, and compares when it may not have heard all."""
+    """Hears what becomes of VMs and devices, and compares when it may not have heard all.
 
-    def __init__(self, lives: Lives, bus: BusClient, workers: Workers) -> None:
+    Args:
+        service: the shard's bus name, which the VMs of its sandboxes bear.
+        lives: what is told the news.
+        bus: leads to the VM managers.
+        workers: who compares.
+    """
+
+    def __init__(self, service: str, lives: Lives, bus: BusClient, workers: Workers) -> None:
+        self._service = service
         self._lives = lives
         self._bus = bus
         self._workers = workers
@@ -62,15 +70,19 @@ class News:
         self._lives.suspect(device for device in devices if not device.hypervisor_id)
 
     async def _reconcile(self, service: str, hypervisor: str) -> None:
-        """Have everything of a VM manager made sure, each sandbox by itself."""
-        held = [device for device in self._lives.table if device.hypervisor == hypervisor]
+        """Have everything of this shard that a VM manager has made sure, each sandbox by itself."""
+        table = self._lives.table
+        held = [device for device in table if device.hypervisor == hypervisor]
+        claimants = table.claimants(hypervisor)
         try:
             vms = await self._bus.call(service, vmm.LIST_VMS, Empty(), timeout_s=CALL_TIMEOUT_S)
         except KataError as err:
             log.get().warning("devices not compared", service=service, error=str(err))
             return
-        running = {vm.sandbox_id for vm in vms.vms}
+        running = {vm.sandbox_id for vm in vms.vms if vm.device_manager == self._service}
         self._lives.end(device for device in held if device.sandbox_id not in running)
+        for sandbox_id in claimants - running:
+            table.forget(sandbox_id)
         self._lives.doubt(device for device in held if device.sandbox_id in running)
         for sandbox_id in running:
             self._lives.commands.put(Command(Action.ASK, sandbox_id, hypervisor))

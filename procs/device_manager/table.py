@@ -1,9 +1,9 @@
-"""The devices in memory and in the journal, which agree at every moment. No bus, no waiting.
+"""A shard's devices in memory and in the journal, which agree at every moment. No bus, no waiting.
 
 Every change of a device is one step of its life (``states``), taken by :meth:`Table.apply`: on disk first, then in
 memory; the actions that the step calls for are the caller's. What no two devices may share is decided here as well: a
-place on a bus (``topology``) and a source. A source belongs to one device of a sandbox, whose holders share it; two
-sandboxes may read one disk, and one that is written belongs to one of them alone.
+place on a bus (``topology``) and a source. A source belongs to one device of a sandbox, whose holders share it. What
+sandboxes may not share, whichever shard they are in, is claimed (``claims``) for as long as the device has a row.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from common import log
 from common.errors import AlreadyExistsError, NotFoundError
 from common.services.device import Chapter, Device, Holder
 from common.services.vmm import BlockSpec, ShareSpec
+from common.trace import reach
 from procs.device_manager.states import LEAVING, LIVE, USABLE, Action, Event, State, after
 from procs.device_manager.topology import free_place
 
@@ -42,6 +43,24 @@ if TYPE_CHECKING:
         def remove(self, device: Device, chapter: Chapter) -> None:
             """Remove a row, and write what happened to it."""
 
+    class HostClaims(Protocol):
+        """What the host's sandboxes claim: :class:`procs.device_manager.claims.Claims`."""
+
+        def take(self, device: Device) -> None:
+            """Claim what a device needs."""
+
+        def restore(self, devices: Iterable[Device]) -> None:
+            """Enter claims that may be missing."""
+
+        def drop(self, device_id: str) -> None:
+            """Give back what a device had."""
+
+        def sandboxes(self, hypervisor: str) -> set[str]:
+            """Return who claims something."""
+
+        def drop_strays(self, sandbox_id: str, known: Iterable[Device]) -> None:
+            """Give back what is claimed for devices that are not there."""
+
 
 Taken = tuple[Device, tuple[Action, ...]]
 """A device after a step, and what is to be done."""
@@ -52,13 +71,16 @@ class Table:
 
     Args:
         journal: where rows are kept; what is in it is taken over.
+        claims: what the devices need of the host.
         clock: seconds since the epoch.
     """
 
-    def __init__(self, journal: Rows, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, journal: Rows, claims: HostClaims, clock: Callable[[], float] = time.time) -> None:
         self._journal = journal
+        self._claims = claims
         self._clock = clock
         self._devices = {device.device_id: device for device in journal.load()}
+        claims.restore(self)
         self._freed: dict[str, dict[Place, float]] = {}
 
     def __iter__(self) -> Iterator[Device]:
@@ -98,17 +120,10 @@ class Table:
         Raises:
             AlreadyExistsError: the source is held in a way that allows no second use.
         """
-        for device in self:
-            if device.backing != backing:
-                continue
-            if device.sandbox_id == request.sandbox_id:
+        for device in self.of(request.sandbox_id):
+            if device.backing == backing:
                 _require_same(device, request)
                 return device
-            if isinstance(request.spec, BlockSpec) and not (_is_read_only(device.spec) and request.spec.is_read_only):
-                raise AlreadyExistsError(
-                    f"{request.spec.source} is held by device {device.device_id} of sandbox {device.sandbox_id}",
-                    hint="two sandboxes may share a disk only if both have it read-only",
-                )
         return None
 
     def begin(self, request: Attach, backing: str) -> Taken:
@@ -116,6 +131,7 @@ class Table:
 
         Raises:
             ExhaustedError: every place is taken; the message says by how many devices in which state.
+            AlreadyExistsError: another sandbox of the host has what only one may have.
         """
         bus, slot = free_place(request, self.of(request.sandbox_id), self._freed.get(request.sandbox_id, {}))
         device = Device(
@@ -131,6 +147,8 @@ class Table:
             backing=backing,
             holders=(self._holder(request),),
         )
+        self._claims.take(device)
+        reach("claim:taken")
         return self._step(device, Event.WANTED, detail=f"{request.spec.source} for {request.holder or 'the sandbox'}")
 
     def find(self, present: PresentDevice, sandbox_id: str, hypervisor: str) -> Taken:
@@ -212,8 +230,17 @@ class Table:
         return self._step(msgspec.structs.replace(device, holders=holders), event, detail=name)
 
     def forget(self, sandbox_id: str) -> None:
-        """Forget which places of a sandbox were taken once: its VM has ended."""
+        """Forget which places of a sandbox were taken once, and what it claims: its VM has ended."""
         self._freed.pop(sandbox_id, None)
+        self.drop_strays(sandbox_id)
+
+    def claimants(self, hypervisor: str) -> set[str]:
+        """Return the sandboxes that claim something of the host, by a device or by a stray."""
+        return self._claims.sandboxes(hypervisor)
+
+    def drop_strays(self, sandbox_id: str) -> None:
+        """Give back what is claimed for devices that a sandbox does not have."""
+        self._claims.drop_strays(sandbox_id, self.of(sandbox_id))
 
     def _step(self, device: Device, event: Event, *, detail: str = "") -> Taken:
         """Take a step with a device whose other fields are as they are to be after it."""
@@ -228,6 +255,8 @@ class Table:
         chapter = Chapter(at=now, event=event.value, state=state, detail=detail)
         if state is State.GONE:
             self._journal.remove(stepped, chapter)
+            reach("row:removed")
+            self._claims.drop(device.device_id)
             del self._devices[device.device_id]
             self._freed.setdefault(device.sandbox_id, {})[device.bus, device.slot] = now
         else:
@@ -277,10 +306,6 @@ def _mode(spec: DeviceSpec | None) -> str:
             return f"with tag {spec.tag}"
         case None:
             return "in an unknown way"
-
-
-def _is_read_only(spec: DeviceSpec | None) -> bool:
-    return isinstance(spec, BlockSpec) and spec.is_read_only
 
 
 def _names(device: Device) -> Iterable[str]:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 import psutil
 
-from common import paths
+from common import paths, shards
 from common.bus.wire import Empty
 from common.config import HYPERVISORS
 from common.errors import KataError
 from common.linux import cgroup
-from common.services import device, vmm
+from common.services import vmm
 from common.services.health import HEALTH, Health
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Observation:
 async def observe(bus: BusClient) -> Observation:
     """Look at every service and every sandbox now."""
     managers = list(_managers())
-    services = [*managers, device.SERVICE]
+    services = [*managers, *shards.services()]
     health, vm_lists = await asyncio.gather(
         asyncio.gather(*(_ask(bus, service, HEALTH, Empty()) for service in services)),
         asyncio.gather(*(_ask(bus, service, vmm.LIST_VMS, Empty()) for service in managers)),

@@ -50,7 +50,7 @@ class Devices:
             holder=holder,
             lease_s=use_s + CALL_TIMEOUT_S,
         )
-        return await self._bus.call(device.SERVICE, device.ATTACH, wish, timeout_s=CALL_TIMEOUT_S)
+        return await self._bus.call(self._vm.device_manager, device.ATTACH, wish, timeout_s=CALL_TIMEOUT_S)
 
     @asynccontextmanager
     async def taken_into_use(self, plugged: Device, *, holder: str = "") -> AsyncIterator[None]:
@@ -61,10 +61,10 @@ class Devices:
         except BaseException:
             await self._abort(ref)
             raise
-        await self._bus.call(device.SERVICE, device.CONFIRM, ref, timeout_s=CALL_TIMEOUT_S)
+        await self._bus.call(self._vm.device_manager, device.CONFIRM, ref, timeout_s=CALL_TIMEOUT_S)
 
     async def _abort(self, ref: device.DeviceRef) -> None:
         try:
-            await self._bus.call(device.SERVICE, device.ABORT, ref, timeout_s=CALL_TIMEOUT_S)
+            await self._bus.call(self._vm.device_manager, device.ABORT, ref, timeout_s=CALL_TIMEOUT_S)
         except KataError as err:
             log.get().warning("attach not aborted, its lease will run out", device=ref.device_id, error=str(err))

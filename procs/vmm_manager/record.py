@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from common import paths
+from common import paths, shards
 from common.config import HypervisorConfig
 from common.processes import ProcessIdentity
 from common.services.vmm import DeviceSpec, Vm
@@ -47,6 +47,7 @@ class VmRecord(msgspec.Struct, kw_only=True):
         sandbox_id: whose VM.
         request_id: the request that it was made for.
         config: what it is started with; None if the file could not be read.
+        device_manager: bus name of the shard of the device manager that it belongs to, for life.
         vm: what callers are told, or None while it is being started.
         next_device: number of the next device; only ever grows, so that no id is used twice in one VM.
         devices: by the hypervisor's id.
@@ -55,6 +56,7 @@ class VmRecord(msgspec.Struct, kw_only=True):
     sandbox_id: str
     request_id: str = ""
     config: HypervisorConfig | None = None
+    device_manager: str = shards.FIRST
     vm: Vm | None = None
     next_device: int = 1
     devices: dict[str, DeviceRecord] = {}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from common import log, paths
+from common import log, paths, shards
 from common.errors import BugError, HypervisorError, KataError, NotFoundError, UnsupportedError, UsageError
 from common.linux import cgroup
 from common.services.vmm import DEVICE_REMOVED, VM_EXITED, DeviceRemoved, VmExited, VmStatus
@@ -148,7 +148,12 @@ class Registry:
             await self._publisher.publish(VM_EXITED, VmExited(sandbox_id=sandbox_id))
 
     async def _start(self, request: CreateVm) -> Machine:
-        record = VmRecord(sandbox_id=request.sandbox_id, request_id=log.request_id.get(), config=request.config)
+        record = VmRecord(
+            sandbox_id=request.sandbox_id,
+            request_id=log.request_id.get(),
+            config=request.config,
+            device_manager=shards.of(request.sandbox_id),
+        )
         Path(paths.vm_dir(request.sandbox_id)).mkdir(mode=0o700)
         cgroup.create(request.sandbox_id)
         record.save()

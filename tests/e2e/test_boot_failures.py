@@ -67,7 +67,8 @@ def test_a_guest_that_hangs_while_booting(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize(
-    ("program", "phase"), [("vmm-manager-qemu", "starting the VM"), ("device-manager", "plugging the share")]
+    ("program", "phase"),
+    [("vmm-manager-qemu", "starting the VM"), ("device-manager:device-manager-0", "plugging the share")],
 )
 def test_a_service_that_is_down(stack: Stack, program: str, phase: str) -> None:
     stack.supervisorctl("stop", program)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from common import paths
 from common.testing.device_stand import standing
+from common.testing.hotplug_stand import disk
 from common.testing.isolation import in_event_loop, run_dir
+from common.testing.shard_stand import sharding
 from procs.device_manager.states import Event
 
 
@@ -45,6 +47,23 @@ async def test_devices_are_listed_and_their_stories_told() -> None:
         asked = [c for c in story["chapters"] if c["event"] not in (Event.MISSED, Event.PRESENT)]
         assert [c["state"] for c in asked] == ["attaching", "plugged", "plugged", "attached"]
         assert [c["detail"] for c in asked[1:]] == ["share-1", "c2", "c1"]
+
+
+@in_event_loop
+async def test_devices_of_every_shard_are_listed_and_a_shard_that_is_down_is_missed_aloud() -> None:
+    async with sharding(2) as stand:
+        sandboxes = [await stand.sandbox(shard=number) for number in range(2)]
+        ids = [(await devices.attach(spec=disk(name))).device_id for devices, name in zip(sandboxes, "ab", strict=True)]
+        code, listed, _ = await runtime("devices", "--json")
+        assert (code, [device["device_id"] for device in json.loads(listed)["devices"]]) == (0, ids)
+        for device_id in ids:
+            assert f"device {device_id} of" in (await runtime("devices", "story", device_id))[1]
+        stand.shards[1].kill()
+        code, listed, complaint = await runtime("devices")
+        assert code == 1
+        assert (ids[0] in listed, ids[1] in listed) == (True, False)
+        assert "service device.1 is down" in complaint
+        assert "service device.1 is down" in (await runtime("devices", "story", ids[1]))[2]
 
 
 @in_event_loop

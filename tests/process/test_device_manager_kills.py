@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WHEN_ALL_IS_WELL = (
+    "claim:taken",
     "attaching:recorded",
     "add:intended",
     "add:answered",
@@ -31,6 +32,7 @@ WHEN_ALL_IS_WELL = (
     "remove:intended",
     "remove:accepted",
     "removed:heard",
+    "row:removed",
     "gone:recorded",
 )
 ON_THE_WAY_TO_QUARANTINE = ("detaching:recorded", "remove:accepted", "overdue:recorded", "quarantined:recorded")

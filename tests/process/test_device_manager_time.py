@@ -16,6 +16,7 @@ from common.services.device import SERVICE, Attach, Device, DeviceRef, ListDevic
 from common.testing.device_stand import BUSES, SANDBOX, FakeVmManager, share
 from common.testing.isolation import in_event_loop, run_dir
 from common.workers import Workers
+from procs.device_manager.claims import Claims
 from procs.device_manager.journal import Journal
 from procs.device_manager.lives import Lives
 from procs.device_manager.measures import Measures
@@ -61,11 +62,11 @@ class Manager:
 async def managing(known: Iterable[Rule] = RULES) -> AsyncIterator[Manager]:
     """Provide a device manager that hears its VM manager, and that VM manager."""
     vms = FakeVmManager()
-    with run_dir(), Journal() as journal:
+    with run_dir(), Journal() as journal, Claims() as claims:
         await vms.start()
         async with BusClient() as bus, Publisher(SERVICE) as publisher, Workers() as workers:
-            lives = Lives(Table(journal), bus, publisher, workers, removal_timeout_s=SHORT_S, rules=known)
-            workers.spawn(News(lives, bus, workers).follow(("qemu",)))
+            lives = Lives(Table(journal, claims), bus, publisher, workers, removal_timeout_s=SHORT_S, rules=known)
+            workers.spawn(News(SERVICE, lives, bus, workers).follow(("qemu",)))
             await vms.is_compared.wait()
             yield Manager(DeviceService(lives, journal, Measures(lives), ("qemu",)), vms)
         await vms.stop()

@@ -16,6 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from common import shards
 from common.errors import (
     AlreadyExistsError,
     HypervisorError,
@@ -36,7 +37,7 @@ from procs.device_manager.states import Action
 from procs.device_manager.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Coroutine, Iterable, Iterator
 
     import msgspec
 
@@ -64,6 +65,29 @@ class Rows:
 
     def remove(self, device: Device, _: Chapter) -> None:
         del self.rows[device.device_id]
+
+
+class Claims:
+    """The host's claims in memory; there is one sandbox, so nothing is in the way of any."""
+
+    def __init__(self) -> None:
+        self.claimed: dict[str, str] = {}
+
+    def take(self, device: Device) -> None:
+        self.claimed[device.device_id] = device.sandbox_id
+
+    def restore(self, devices: Iterable[Device]) -> None:
+        self.claimed.update((device.device_id, device.sandbox_id) for device in devices)
+
+    def drop(self, device_id: str) -> None:
+        self.claimed.pop(device_id, None)
+
+    def sandboxes(self, _: str) -> set[str]:
+        return set(self.claimed.values())
+
+    def drop_strays(self, _: str, known: Iterable[Device]) -> None:
+        kept = {device.device_id for device in known}
+        self.claimed = {device_id: sandbox for device_id, sandbox in self.claimed.items() if device_id in kept}
 
 
 @dataclass
@@ -149,7 +173,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.rows, self.hypervisor = Rows(), Hypervisor()
+        self.rows, self.claims, self.hypervisor = Rows(), Claims(), Hypervisor()
         self.callers: list[asyncio.Task[Any]] = []
         self.start()
 
@@ -164,9 +188,13 @@ class Machine(RuleBasedStateMachine):
     async def live(self, ready: asyncio.Future[None]) -> None:
         async with Workers() as workers:
             self.lives = Lives(
-                Table(self.rows), cast("Any", self.hypervisor), cast("Any", self), workers, sleep=self.sleep
+                Table(self.rows, self.claims),
+                cast("Any", self.hypervisor),
+                cast("Any", self),
+                workers,
+                sleep=self.sleep,
             )
-            self.news = News(self.lives, cast("Any", self.hypervisor), workers)
+            self.news = News(shards.FIRST, self.lives, cast("Any", self.hypervisor), workers)
             self.service = DeviceService(
                 self.lives, cast("Any", self.rows), Measures(self.lives), ["qemu"], look=self.look
             )
@@ -303,6 +331,10 @@ class Machine(RuleBasedStateMachine):
         rows = list(self.rows.rows.values())
         assert len({(row.bus, row.slot) for row in rows}) == len(rows)
         assert len({row.backing for row in rows if row.backing}) == len([row for row in rows if row.backing])
+
+    @invariant()
+    def what_has_a_row_is_claimed_and_nothing_else(self) -> None:
+        assert set(self.claims.claimed) == set(self.rows.rows)
 
     @invariant()
     def whatever_the_hypervisor_has_is_on_the_books(self) -> None:

@@ -11,6 +11,7 @@ from common import paths
 from common.errors import AlreadyExistsError, ExhaustedError, NotFoundError, StateError, UnsupportedError
 from common.services.device import Attach, Device
 from common.services.vmm import BlockDriver, BlockSpec, BusKind, DeviceSpec, HotplugBus, ShareSpec
+from procs.device_manager.claims import Claims
 from procs.device_manager.journal import Journal
 from procs.device_manager.states import Action, Event, State
 from procs.device_manager.table import Table
@@ -37,8 +38,14 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal
 
 
 @pytest.fixture
-def table(journal: Journal) -> Table:
-    return Table(journal)
+def claims(journal: Journal) -> Iterator[Claims]:
+    with Claims() as claims:
+        yield claims
+
+
+@pytest.fixture
+def table(journal: Journal, claims: Claims) -> Table:
+    return Table(journal, claims)
 
 
 def wish(spec: DeviceSpec, sandbox_id: str = "s1", buses: tuple[HotplugBus, ...] = BUSES) -> Attach:
@@ -125,13 +132,19 @@ def test_a_source_belongs_to_one_device_of_a_sandbox(table: Table) -> None:
 @pytest.mark.parametrize(("first", "second"), [(False, False), (False, True), (True, False)])
 def test_a_disk_that_is_written_belongs_to_one_sandbox(table: Table, first: bool, second: bool) -> None:
     plugged(table, BlockSpec(source="/disk", is_read_only=first))
-    with pytest.raises(AlreadyExistsError, match="of sandbox s1"):
-        table.holding(wish(BlockSpec(source="/disk", is_read_only=second), "s2"), "file 1:1")
+    with pytest.raises(AlreadyExistsError, match=r"/disk is held by device .* of sandbox s1"):
+        begin(table, BlockSpec(source="/disk", is_read_only=second), "s2", backing="file 1:1")
+    assert len(list(table)) == 1
 
 
 def test_a_disk_that_is_only_read_may_be_in_many_sandboxes(table: Table) -> None:
     plugged(table, BlockSpec(source="/disk", is_read_only=True))
-    assert table.holding(wish(BlockSpec(source="/disk", is_read_only=True), "s2"), "file 1:1") is None
+    begin(table, BlockSpec(source="/disk", is_read_only=True), "s2", backing="file 1:1")
+
+
+def test_a_disk_that_is_gone_may_be_had_by_another_sandbox(table: Table) -> None:
+    table.apply(plugged(table, BLK).device_id, Event.VM_ENDED)
+    begin(table, BLK, "s2", backing="file 1:1")
 
 
 def test_the_last_holder_takes_the_device_along(table: Table) -> None:
@@ -160,13 +173,13 @@ def test_who_does_not_hold_a_device_cannot_confirm_it(table: Table) -> None:
         table.confirm("d9", "c1")
 
 
-def test_a_successor_finds_every_row_and_every_story(journal: Journal, table: Table) -> None:
+def test_a_successor_finds_every_row_and_every_story(journal: Journal, claims: Claims, table: Table) -> None:
     device = plugged(table)
     ended = begin(table, SCSI)
     table.apply(ended.device_id, Event.UNREACHED)
     journal.__exit__(None, None, None)
     with Journal() as again:
-        assert list(Table(again)) == [device]
+        assert list(Table(again, claims)) == [device]
         story = again.story(ended.device_id)
         assert story is not None
         assert [(chapter.event, chapter.state) for chapter in story.chapters] == [

@@ -78,6 +78,7 @@ class QemuDriver:
                 channel=_channel(directory),
                 console_log=f"{directory}/console.log",
                 hotplug_buses=Topology(config).buses,
+                device_manager=record.device_manager,
             )
             record.save()
             undo.pop_all()
