@@ -26,6 +26,7 @@ from common.ttrpc.server import TtrpcServer
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
 
+    from common.bus.events import Publisher
     from common.bus.server import BusServer
     from common.errors import KataError
 
@@ -123,16 +124,22 @@ class FakeDeviceManager:
 
     Attributes:
         error: what to answer to the next ``attach`` instead of doing it.
+        publisher: tells the shim's what becomes of devices.
+        present: what was confirmed and is not lost.
     """
+
+    publisher: Publisher
 
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.has_confirmed = asyncio.Event()
         self.attached: list[device.Attach] = []
         self.error: KataError | None = None
+        self.present: list[device.Device] = []
 
     def register(self, server: BusServer) -> None:
         """Answer the verbs that a shim asks."""
+        server.register(device.LIST_DEVICES, self._list)
         server.register(device.ATTACH, self._attach)
         server.register(device.CONFIRM, self._confirm)
         server.register(device.ABORT, self._abort)
@@ -147,7 +154,11 @@ class FakeDeviceManager:
     async def _confirm(self, _: device.DeviceRef) -> device.Device:
         self.calls.append("confirm")
         self.has_confirmed.set()
-        return self._device(self.attached[-1])
+        self.present.append(self._device(self.attached[-1]))
+        return self.present[-1]
+
+    async def _list(self, _: device.ListDevices) -> device.DeviceList:
+        return device.DeviceList(devices=tuple(self.present))
 
     async def _abort(self, _: device.DeviceRef) -> Empty:
         self.calls.append("abort")
@@ -155,7 +166,7 @@ class FakeDeviceManager:
 
     def _device(self, request: device.Attach) -> device.Device:
         return device.Device(
-            device_id="d1",
+            device_id=f"d{len(self.attached)}",
             sandbox_id=request.sandbox_id,
             hypervisor=request.hypervisor,
             hypervisor_id="share-1",
@@ -165,6 +176,7 @@ class FakeDeviceManager:
             state="plugged",
             since=0.0,
             spec=request.spec,
+            holders=(device.Holder(name=request.holder, since=0.0),),
         )
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import toml
 
 from common import paths
+from common.bus.events import Publisher
 from common.bus.server import BusServer
 from common.linux import cgroup, mounts
 from common.protocols import task
@@ -75,6 +76,7 @@ class ShimStand:
         self.rootfs = self.root / "rootfs"
         self.config = self.root / "configuration.toml"
         self._stack = contextlib.AsyncExitStack()
+        self._publishing = contextlib.AsyncExitStack()
         self.vms = FakeVmManager(self._stack)
         self.devices = FakeDeviceManager()
         self.containerd = FakeContainerd(self.root / "containerd.sock.ttrpc")
@@ -91,6 +93,8 @@ class ShimStand:
         self.devices.register(devices)
         await self._stack.enter_async_context(manager)
         await self._stack.enter_async_context(devices)
+        await self._stack.enter_async_context(self._publishing)
+        await self.restart_publisher()
         self._write_files()
         return self
 
@@ -142,6 +146,27 @@ class ShimStand:
             return os.read(self._log, 1 << 20).decode()
         except BlockingIOError:
             return ""
+
+    async def restart_publisher(self) -> None:
+        """Have the device manager publish anew, as one does that was restarted."""
+        await self._publishing.aclose()
+        self.devices.publisher = await self._publishing.enter_async_context(Publisher(device.SERVICE))
+
+    async def logged(self, event: str) -> dict[str, Any]:
+        """Wait until the shim logs an event; return the first such record of those that were not read yet."""
+        assert self._log is not None
+        loop, text = asyncio.get_running_loop(), ""
+        while True:
+            *lines, text = (text + self.log()).split("\n")
+            for record in map(json.loads, lines):
+                if record["event"] == event:
+                    return dict(record)
+            is_readable = loop.create_future()
+            loop.add_reader(self._log, is_readable.set_result, None)
+            try:
+                await is_readable
+            finally:
+                loop.remove_reader(self._log)
 
     def write_config(self, **agent: int) -> None:
         """Write ``configuration.toml``, with keys of ``[agent.kata]``."""

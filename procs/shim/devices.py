@@ -24,9 +24,16 @@ CALL_TIMEOUT_S = 20
 
 
 class Devices:
-    """Asks the device manager for the devices of one VM."""
+    """Asks the device manager for the devices of one VM.
+
+    Attributes:
+        service: the device manager's bus name.
+        in_use: what the guest was given and has taken into use, by id.
+    """
 
     def __init__(self, bus: BusClient, vm: Vm) -> None:
+        self.service = vm.device_manager
+        self.in_use: dict[str, Device] = {}
         self._bus = bus
         self._vm = vm
 
@@ -50,7 +57,7 @@ class Devices:
             holder=holder,
             lease_s=use_s + CALL_TIMEOUT_S,
         )
-        return await self._bus.call(self._vm.device_manager, device.ATTACH, wish, timeout_s=CALL_TIMEOUT_S)
+        return await self._bus.call(self.service, device.ATTACH, wish, timeout_s=CALL_TIMEOUT_S)
 
     @asynccontextmanager
     async def taken_into_use(self, plugged: Device, *, holder: str = "") -> AsyncIterator[None]:
@@ -61,10 +68,21 @@ class Devices:
         except BaseException:
             await self._abort(ref)
             raise
-        await self._bus.call(self._vm.device_manager, device.CONFIRM, ref, timeout_s=CALL_TIMEOUT_S)
+        confirmed = await self._bus.call(self.service, device.CONFIRM, ref, timeout_s=CALL_TIMEOUT_S)
+        self.in_use[confirmed.device_id] = confirmed
+
+    async def listed(self, *, timeout_s: float) -> set[str]:
+        """Return the ids of the devices that the VM has.
+
+        Raises:
+            KataError: the device manager does not tell.
+        """
+        asked = device.ListDevices(sandbox_id=self._vm.sandbox_id)
+        answer = await self._bus.call(self.service, device.LIST_DEVICES, asked, timeout_s=timeout_s)
+        return {listed.device_id for listed in answer.devices}
 
     async def _abort(self, ref: device.DeviceRef) -> None:
         try:
-            await self._bus.call(self._vm.device_manager, device.ABORT, ref, timeout_s=CALL_TIMEOUT_S)
+            await self._bus.call(self.service, device.ABORT, ref, timeout_s=CALL_TIMEOUT_S)
         except KataError as err:
             log.get().warning("attach not aborted, its lease will run out", device=ref.device_id, error=str(err))

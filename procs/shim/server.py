@@ -15,6 +15,7 @@ from common.bus.client import BusClient
 from common.ttrpc.server import TtrpcServer
 from procs.shim.cleanup import remove_tree
 from procs.shim.events import EventSender
+from procs.shim.losses import tell_losses
 from procs.shim.sandbox import Sandbox
 from procs.shim.service import TaskService
 
@@ -71,6 +72,7 @@ async def _serve(launch: Launch, order: Order | KataError, listener: socket.sock
     async with BusClient() as bus, asyncio.TaskGroup() as group:
         sandbox = Sandbox(launch.sandbox_id, order, bus)
         group.create_task(sandbox.boot())
+        group.create_task(tell_losses(sandbox))
         sender = EventSender(os.environ.get("TTRPC_ADDRESS", ""), launch.namespace)
         group.create_task(sender.run())
         service = TaskService(sandbox, sender, group)

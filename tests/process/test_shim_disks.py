@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 import toml
 
@@ -13,6 +14,7 @@ from common import paths, status
 from common.errors import GuestError, KataError
 from common.protocols import task
 from common.protocols.agent import CreateContainerRequest
+from common.services import device
 from common.services.vmm import BlockSpec
 from common.testing.fake_guest import Refusal
 from common.testing.shim_client import started
@@ -55,7 +57,7 @@ async def test_the_guest_gets_the_disk_and_the_host_mounts_nothing(stand: ShimSt
     (request,) = [call for _, call in stand.vms.guest.calls if isinstance(call, CreateContainerRequest)]
     (storage,) = request.storages
     assert (storage.driver, storage.source, storage.fstype, storage.options) == ("blk", "02/00", "ext4", ["noatime"])
-    assert storage.driver_options == ["serial=d1"]
+    assert storage.driver_options == ["serial=d2"]
     assert request.oci is not None
     assert request.oci.root is not None
     assert request.oci.root.path == storage.mount_point
@@ -81,3 +83,29 @@ async def test_a_disk_that_cannot_be_plugged_is_said(stand: ShimStand) -> None:
     with pytest.raises(KataError, match="the bus is full"):
         await create(stand, shim, an_image(stand))
     assert stand.devices.calls == ["attach", "confirm", "attach"]
+
+
+@stand_test
+async def test_a_disk_that_vanishes_is_said_in_the_log(stand: ShimStand) -> None:
+    shim, image = await with_disks(stand), an_image(stand)
+    await create(stand, shim, image)
+    await stand.devices.publisher.publish(device.DEVICE_LOST, device_of_another(stand))
+    disk = stand.devices.present.pop()
+    await stand.devices.publisher.publish(device.DEVICE_LOST, disk)
+    record = await stand.logged("device lost: I/O on it fails")
+    assert (record["level"], record["device"], record["source"]) == ("error", "d2", image)
+    assert record["containers"] == [stand.id]
+
+
+@stand_test
+async def test_a_disk_that_vanished_unheard_is_said_when_the_device_manager_is_back(stand: ShimStand) -> None:
+    shim, image = await with_disks(stand), an_image(stand)
+    await create(stand, shim, image)
+    await stand.devices.publisher.publish(device.DEVICE_LOST, device_of_another(stand))
+    del stand.devices.present[1]
+    await stand.restart_publisher()
+    assert (await stand.logged("device lost: I/O on it fails"))["device"] == "d2"
+
+
+def device_of_another(stand: ShimStand) -> device.Device:
+    return msgspec.structs.replace(stand.devices.present[0], device_id="other", sandbox_id="other")
