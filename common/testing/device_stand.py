@@ -185,12 +185,16 @@ class DeviceManager:
         shard: int = 0,
         shards_of: int = 1,
         removal_timeout_s: float = REMOVAL_TIMEOUT_S,
+        hypervisor: str = "qemu",
+        version: str = "7.2.22",
     ) -> None:
         self.service = shards.service_name(shard)
         self._shard = f"{shard}/{shards_of}"
         self._bus = bus
         self._sandbox_id = sandbox_id
         self._buses = buses
+        self._hypervisor = hypervisor
+        self._version = version
         self._removal_timeout_s = removal_timeout_s
         self.process: subprocess.Popen[bytes]
         self._news: Subscriber
@@ -242,8 +246,8 @@ class DeviceManager:
         """Call ``attach``, for a share of the directory of that name unless told otherwise."""
         request = device.Attach(
             sandbox_id=self._sandbox_id,
-            hypervisor="qemu",
-            version="7.2.22",
+            hypervisor=self._hypervisor,
+            version=self._version,
             buses=self._buses,
             spec=spec or share(name),
             holder=holder,

@@ -116,6 +116,8 @@ class Stack:
             "PATH": f"{BIN}:/usr/sbin:/usr/bin:/sbin:/bin",
             RUN_DIR_VARIABLE: str(self.run_dir),
             "PYKATA_BIN": str(BIN),
+            "PYKATA_QEMU": "true",
+            "PYKATA_CLH": "false",
             "PYKATA_LISTEN": self._listen,
             shards.VARIABLE: "1",
             "KATA_CONF_FILE": str(self.config),

@@ -25,7 +25,7 @@ from common.bus.client import BusClient
 from common.bus.events import Received, Subscriber
 from common.bus.wire import Empty
 from common.channel import HELLO, HELLO_REPLY, NONCE_SIZE
-from common.config import ExtraMonitor, QemuConfig
+from common.config import ClhConfig, ExtraMonitor, QemuConfig
 from common.errors import InterruptedCallError, UnavailableError
 from common.services import vmm
 from common.services.channel import VirtioSerial
@@ -37,27 +37,41 @@ if TYPE_CHECKING:
 
 SERVICE = vmm.service_name("qemu")
 MEMORY_MIB = 384
-_BUSES = {vmm.BusKind.PCI: "bridge0", vmm.BusKind.SCSI: "scsi0.0"}
+_CONFIGS: dict[str, type[QemuConfig | ClhConfig]] = {"qemu": QemuConfig, "clh": ClhConfig}
+_BUSES = {
+    ("qemu", vmm.BusKind.PCI): "bridge0",
+    ("qemu", vmm.BusKind.SCSI): "scsi0.0",
+    ("clh", vmm.BusKind.PCI): "segment0",
+}
 _TIMEOUT_S = 60.0
 
 
-def config(**changes: Any) -> QemuConfig:  # noqa: ANN401 - fields of QemuConfig
+def config(hypervisor: str = "qemu", **changes: Any) -> QemuConfig | ClhConfig:  # noqa: ANN401 - fields of either
     """Return a configuration that works, with changes."""
-    works = {
+    works: dict[str, Any] = {
         "kernel": str(GUEST / "vmlinux"),
         "initrd": str(GUEST / "initrd.img"),
         "default_memory": MEMORY_MIB,
         "virtio_fs_daemon": "/usr/lib/qemu/virtiofsd",
         "enable_debug": True,
-        "extra_monitor_socket": ExtraMonitor.QMP,
     }
-    return QemuConfig(**{**works, **changes})
+    if hypervisor == "qemu":
+        works["extra_monitor_socket"] = ExtraMonitor.QMP
+    return _CONFIGS[hypervisor](**{**works, **changes})
 
 
 class Manager:
-    """A running VM manager and how the test talks to it."""
+    """A running VM manager and how the test talks to it.
 
-    def __init__(self, bus: BusClient) -> None:
+    Attributes:
+        hypervisor: whose.
+        service: its name on the bus.
+        process: it itself.
+    """
+
+    def __init__(self, bus: BusClient, hypervisor: str = "qemu") -> None:
+        self.hypervisor = hypervisor
+        self.service = vmm.service_name(hypervisor)
         self._bus = bus
         self._log = Path(paths.run_dir()) / "manager.log"
         self.process: subprocess.Popen[bytes]
@@ -65,7 +79,8 @@ class Manager:
     async def start(self) -> None:
         """Start it, and return when it answers: it knows then what it owns."""
         with self._log.open("ab") as log:
-            self.process = subprocess.Popen([sys.executable, "-m", "procs.vmm_manager"], stdout=log)  # noqa: ASYNC220
+            command = [sys.executable, "-m", "procs.vmm_manager", "--hypervisor", self.hypervisor]
+            self.process = subprocess.Popen(command, stdout=log)  # noqa: ASYNC220
         while True:
             try:
                 await self.vms()
@@ -96,24 +111,24 @@ class Manager:
             finally:
                 tail.kill()
 
-    async def create(self, sandbox_id: str, **changes: Any) -> vmm.Vm:  # noqa: ANN401 - fields of QemuConfig
+    async def create(self, sandbox_id: str, **changes: Any) -> vmm.Vm:  # noqa: ANN401 - of its configuration
         """Ask for a VM, with changes to its configuration."""
-        request = vmm.CreateVm(sandbox_id=sandbox_id, config=config(**changes))
-        return await self._bus.call(SERVICE, vmm.CREATE_VM, request, timeout_s=_TIMEOUT_S)
+        request = vmm.CreateVm(sandbox_id=sandbox_id, config=config(self.hypervisor, **changes))
+        return await self._bus.call(self.service, vmm.CREATE_VM, request, timeout_s=_TIMEOUT_S)
 
     async def describe(self, sandbox_id: str) -> vmm.VmStatus:
         """Ask for what is true of a VM."""
-        return await self._bus.call(SERVICE, vmm.DESCRIBE_VM, _ref(sandbox_id), timeout_s=_TIMEOUT_S)
+        return await self._bus.call(self.service, vmm.DESCRIBE_VM, _ref(sandbox_id), timeout_s=_TIMEOUT_S)
 
     async def destroy(self, sandbox_id: str) -> None:
         """Ask for the end of a VM."""
-        await self._bus.call(SERVICE, vmm.DESTROY_VM, _ref(sandbox_id), timeout_s=_TIMEOUT_S)
+        await self._bus.call(self.service, vmm.DESTROY_VM, _ref(sandbox_id), timeout_s=_TIMEOUT_S)
 
     async def vms(self) -> tuple[vmm.Vm, ...]:
         """Ask for all VMs."""
-        return (await self._bus.call(SERVICE, vmm.LIST_VMS, Empty(), timeout_s=_TIMEOUT_S)).vms
+        return (await self._bus.call(self.service, vmm.LIST_VMS, Empty(), timeout_s=_TIMEOUT_S)).vms
 
-    async def add(self, sandbox_id: str, slot: int = 0, *, source: str = "", bus: str = "bridge0") -> vmm.AddedDevice:
+    async def add(self, sandbox_id: str, slot: int = 0, *, source: str = "", bus: str = "") -> vmm.AddedDevice:
         """Plug a share, of the sandbox's share directory unless told otherwise."""
         spec = vmm.ShareSpec(source=source or paths.share_dir(sandbox_id), tag="kataShared")
         return await self.plug(sandbox_id, spec, slot, bus=bus)
@@ -125,16 +140,16 @@ class Manager:
         request = vmm.AddDevice(
             sandbox_id=sandbox_id,
             spec=spec,
-            bus=bus or _BUSES[spec.bus_kind],
+            bus=bus or _BUSES[self.hypervisor, spec.bus_kind],
             slot=slot,
             serial=serial or secrets.token_hex(10),
         )
-        return await self._bus.call(SERVICE, vmm.ADD_DEVICE, request, timeout_s=_TIMEOUT_S)
+        return await self._bus.call(self.service, vmm.ADD_DEVICE, request, timeout_s=_TIMEOUT_S)
 
     async def remove(self, sandbox_id: str, hypervisor_id: str) -> None:
         """Ask for a device's removal."""
         request = vmm.RemoveDevice(sandbox_id=sandbox_id, hypervisor_id=hypervisor_id)
-        await self._bus.call(SERVICE, vmm.REMOVE_DEVICE, request, timeout_s=_TIMEOUT_S)
+        await self._bus.call(self.service, vmm.REMOVE_DEVICE, request, timeout_s=_TIMEOUT_S)
 
     async def present(self, sandbox_id: str) -> list[str]:
         """Ask for the ids of the devices that QEMU has."""
@@ -142,7 +157,7 @@ class Manager:
 
     async def list(self, sandbox_id: str) -> tuple[vmm.PresentDevice, ...]:
         """Ask for the devices that QEMU has."""
-        listed = await self._bus.call(SERVICE, vmm.LIST_PRESENT_DEVICES, _ref(sandbox_id), timeout_s=_TIMEOUT_S)
+        listed = await self._bus.call(self.service, vmm.LIST_PRESENT_DEVICES, _ref(sandbox_id), timeout_s=_TIMEOUT_S)
         return listed.devices
 
 
@@ -201,10 +216,10 @@ class Monitor:
 
 
 @asynccontextmanager
-async def managing() -> AsyncIterator[Manager]:
+async def managing(hypervisor: str = "qemu") -> AsyncIterator[Manager]:
     """A running VM manager; what it started does not end with it."""
     async with BusClient() as bus:
-        manager = Manager(bus)
+        manager = Manager(bus, hypervisor)
         try:
             await manager.start()
             yield manager

@@ -46,6 +46,10 @@ RULES = (
     # and passes it on to the guest when that has expired (hw/acpi/pcihp.c, hw/pci/pcie.c). Places are not filled again
     # at once (``topology``), so that a late request finds an empty slot.
     Rule(hypervisor="qemu", kinds=frozenset({"share", "block"}), again_after_s=(30.0, 120.0, 600.0)),
+    # Since version 54 a repeated vm.remove-device is meant to be: the interrupt that tells the guest may get lost.
+    # Version 53 does not know a device any more whose removal is pending; older ones may eject what comes next in the
+    # slot.
+    Rule(hypervisor="clh", kinds=frozenset({"share", "block"}), since=(54,), again_after_s=(30.0, 120.0, 600.0)),
 )
 
 

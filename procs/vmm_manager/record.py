@@ -31,6 +31,7 @@ class DeviceRecord(msgspec.Struct, kw_only=True):
         serial: by which the device manager knows it.
         spec: what was asked for.
         daemon: the process that serves it; None until it is started.
+        hypervisor_id: what the hypervisor calls it, if that is the hypervisor's choice; empty until it has answered.
     """
 
     bus: str
@@ -38,6 +39,7 @@ class DeviceRecord(msgspec.Struct, kw_only=True):
     serial: str
     spec: DeviceSpec
     daemon: ProcessIdentity | None = None
+    hypervisor_id: str = ""
 
 
 class VmRecord(msgspec.Struct, kw_only=True):
@@ -50,7 +52,7 @@ class VmRecord(msgspec.Struct, kw_only=True):
         device_manager: bus name of the shard of the device manager that it belongs to, for life.
         vm: what callers are told, or None while it is being started.
         next_device: number of the next device; only ever grows, so that no id is used twice in one VM.
-        devices: by the hypervisor's id.
+        devices: by our name for each, which is the hypervisor's id where we choose that.
     """
 
     sandbox_id: str

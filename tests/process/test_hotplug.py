@@ -1,4 +1,4 @@
-"""Hotplug from the caller to QEMU's monitor, with a QEMU that behaves as bad as hypervisors do."""
+"""Hotplug from the caller to the hypervisor's monitor, with hypervisors that behave as bad as hypervisors do."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import pytest
 
 from common.errors import AlreadyExistsError, ExhaustedError, HypervisorError
 from common.services import device
-from common.testing.fake_qemu.monitor import How
+from common.testing.demands import How
+from common.testing.fake_vmms import FAKES
 from common.testing.hotplug_stand import HotplugStand, plugging
 from common.testing.isolation import in_event_loop
 
 NOTHING: tuple[set[str], set[str]] = (set(), set())
+ADDS = [(hypervisor, command) for hypervisor, fake in FAKES.items() for command in fake.adds]
+
+on_all = pytest.mark.parametrize("hypervisor", FAKES)
 
 
 async def attached(stand: HotplugStand, name: str) -> device.Device:
@@ -20,106 +24,117 @@ async def attached(stand: HotplugStand, name: str) -> device.Device:
     return await stand.devices.confirm(plugged)
 
 
-async def agree(stand: HotplugStand, *names: str) -> None:
-    """Assert that QEMU's devices, QEMU's open files and our books are the same."""
-    assert await stand.qemu.has() == (set(names), set(names))
-    assert set(await stand.devices.devices()) == set(names)
+async def agree(stand: HotplugStand, *devices: device.Device) -> None:
+    """Assert that the hypervisor's devices, its open files and our books are the same."""
+    ids = {item.hypervisor_id for item in devices}
+    files = {item.spec.source.rsplit("/", 1)[1] for item in devices if item.spec}
+    assert await stand.vmm.has() == (ids, files)
+    assert set(await stand.devices.devices()) == ids
 
 
+@on_all
 @in_event_loop
-async def test_the_same_disk_comes_and_goes_at_once_and_nothing_is_left() -> None:
-    async with plugging() as stand:
+async def test_the_same_disk_comes_and_goes_at_once_and_nothing_is_left(hypervisor: str) -> None:
+    async with plugging(hypervisor) as stand:
         for _ in range(20):
             await stand.devices.detach(await attached(stand, "a"))
-        assert await stand.qemu.has() == NOTHING
+        assert await stand.vmm.has() == NOTHING
         assert await stand.devices.list() == ()
 
 
+@on_all
 @in_event_loop
-async def test_a_guest_that_does_not_let_go_keeps_place_and_file_until_it_does() -> None:
-    async with plugging() as stand:
+async def test_a_guest_that_does_not_let_go_keeps_place_and_file_until_it_does(hypervisor: str) -> None:
+    async with plugging(hypervisor) as stand:
         first = await attached(stand, "a")
-        await stand.qemu.guest_lets_go(does=False)
-        with pytest.raises(HypervisorError, match="quarantined and keeps slot 0 of bridge0"):
+        await stand.vmm.guest_lets_go(does=False)
+        with pytest.raises(HypervisorError, match=f"quarantined and keeps slot 0 of {stand.vmm.bus}"):
             await stand.devices.detach(first)
         with pytest.raises(AlreadyExistsError, match="which is quarantined"):
             await stand.devices.attach(spec=stand.disk("a"))
         second = await attached(stand, "b")
-        assert (second.bus, second.slot) == ("bridge0", 1)
-        await agree(stand, "disk-1", "disk-2")
-        await stand.qemu.let_go("disk-1")
-        await stand.devices.wait_devices({"disk-2": "attached"})
-        await agree(stand, "disk-2")
+        assert (second.bus, second.slot) == (stand.vmm.bus, 1)
+        await agree(stand, first, second)
+        await stand.vmm.let_go(first.hypervisor_id)
+        await stand.devices.wait_devices({second.hypervisor_id: "attached"})
+        await agree(stand, second)
         assert (await stand.devices.attach(spec=stand.disk("a"))).slot == 2, "not the place that was just freed"
 
 
+@on_all
 @in_event_loop
-async def test_a_full_bus_is_said_before_qemu_is_asked() -> None:
-    async with plugging() as stand:
-        for number in range(30):
+async def test_a_full_bus_is_said_before_the_hypervisor_is_asked(hypervisor: str) -> None:
+    async with plugging(hypervisor) as stand:
+        slots = stand.vm.hotplug_buses[0].slots
+        for number in range(slots):
             await stand.devices.attach(spec=stand.disk(f"d{number}"))
-        before = len(await stand.qemu.transcript())
+        before = len(await stand.vmm.transcript())
         with pytest.raises(
-            ExhaustedError, match="no free pci slot: of 30, 30 are held, 0 pending removal, 0 quarantined"
+            ExhaustedError, match=f"no free pci slot: of {slots}, {slots} are held, 0 pending removal, 0 quarantined"
         ):
             await stand.devices.attach(spec=stand.disk("one-more"))
-        assert len(await stand.qemu.transcript()) == before
+        assert len(await stand.vmm.transcript()) == before
 
 
-@pytest.mark.parametrize("command", ["blockdev-add", "device_add"])
+@pytest.mark.parametrize(("hypervisor", "command"), ADDS)
 @in_event_loop
-async def test_an_add_that_acted_and_was_refused_is_undone_whole(command: str) -> None:
-    async with plugging() as stand:
-        await stand.qemu.misbehave(command, How.ACTED_AND_REFUSED)
+async def test_an_add_that_acted_and_was_refused_is_undone_whole(hypervisor: str, command: str) -> None:
+    async with plugging(hypervisor) as stand:
+        await stand.vmm.misbehave(command, How.ACTED_AND_REFUSED)
         with pytest.raises(HypervisorError, match="demanded, after it was done"):
             await stand.devices.attach(spec=stand.disk("a"))
         await stand.devices.wait_devices({})
-        assert await stand.qemu.has() == NOTHING
-        assert (await attached(stand, "a")).hypervisor_id == "disk-2", "no id is used twice"
+        assert await stand.vmm.has() == NOTHING
+        said = "\n".join(await stand.vmm.transcript())
+        assert (await attached(stand, "a")).hypervisor_id not in said, "no id is used twice"
 
 
+@on_all
 @in_event_loop
-async def test_a_removal_that_acted_and_was_refused_is_a_removal() -> None:
-    async with plugging() as stand:
+async def test_a_removal_that_acted_and_was_refused_is_a_removal(hypervisor: str) -> None:
+    async with plugging(hypervisor) as stand:
         first = await attached(stand, "a")
-        await stand.qemu.misbehave("device_del", How.ACTED_AND_REFUSED)
+        await stand.vmm.misbehave(stand.vmm.removes, How.ACTED_AND_REFUSED)
         await stand.devices.detach(first)
-        assert await stand.qemu.has() == NOTHING
+        assert await stand.vmm.has() == NOTHING
 
 
+@on_all
 @in_event_loop
-async def test_a_removal_that_is_confirmed_twice_frees_once() -> None:
-    async with plugging() as stand:
+async def test_a_removal_that_is_confirmed_twice_frees_once(hypervisor: str) -> None:
+    async with plugging(hypervisor) as stand:
         first = await attached(stand, "a")
-        await stand.qemu.misbehave("DEVICE_DELETED", How.TWICE)
+        await stand.vmm.misbehave(stand.vmm.tells, How.TWICE)
         await stand.devices.detach(first)
-        again = await attached(stand, "a")
-        await agree(stand, again.hypervisor_id)
+        await agree(stand, await attached(stand, "a"))
 
 
+@on_all
 @in_event_loop
-async def test_an_add_that_is_never_answered_is_settled_by_qemus_list() -> None:
-    async with plugging() as stand:
-        await stand.qemu.misbehave("device_add", How.NEVER)
-        assert (await attached(stand, "a")).hypervisor_id == "disk-1"
-        await agree(stand, "disk-1")
+async def test_an_add_that_is_never_answered_is_settled_by_the_hypervisors_list(hypervisor: str) -> None:
+    async with plugging(hypervisor) as stand:
+        await stand.vmm.misbehave(stand.vmm.adds[-1], How.NEVER)
+        await agree(stand, await attached(stand, "a"))
 
 
+@on_all
 @in_event_loop
-async def test_a_device_that_vanishes_is_lost_and_its_file_closed() -> None:
-    async with plugging() as stand, stand.devices.listening():
+async def test_a_device_that_vanishes_is_lost_and_its_file_closed(hypervisor: str) -> None:
+    async with plugging(hypervisor) as stand, stand.devices.listening():
         first = await attached(stand, "a")
-        await stand.qemu.let_go("disk-1")
+        await stand.vmm.let_go(first.hypervisor_id)
         assert (await stand.devices.heard(device.DEVICE_LOST)).device_id == first.device_id
-        assert await stand.qemu.has() == NOTHING
+        assert await stand.vmm.has() == NOTHING
 
 
+@on_all
 @in_event_loop
-async def test_killed_while_qemu_thinks_both_managers_come_back_and_converge() -> None:
-    async with plugging() as stand:
-        await stand.qemu.misbehave("device_add", How.LATE)
+async def test_killed_while_the_hypervisor_thinks_both_managers_come_back_and_converge(hypervisor: str) -> None:
+    async with plugging(hypervisor) as stand:
+        add = stand.vmm.adds[-1]
+        await stand.vmm.misbehave(add, How.LATE)
         call = asyncio.gather(stand.devices.attach(spec=stand.disk("a")), return_exceptions=True)
-        while "-> device_add disk-1 bridge0 0x1" not in await stand.qemu.transcript():  # noqa: ASYNC110 - its own pace
+        while not any(line.startswith(f"-> {add}") for line in await stand.vmm.transcript()):  # noqa: ASYNC110 - its own pace
             await asyncio.sleep(0.02)
         stand.manager.kill()
         stand.devices.kill()
@@ -128,4 +143,4 @@ async def test_killed_while_qemu_thinks_both_managers_come_back_and_converge() -
         await stand.devices.start()
         again = await attached(stand, "a")
         assert again.state == "attached"
-        await agree(stand, again.hypervisor_id)
+        await agree(stand, again)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import pytest
 
 from common.errors import DeadlineError, InterruptedCallError, UnavailableError
+from common.testing.fake_vmms import FAKES
 from common.testing.hotplug_stand import HotplugStand, plugging
 from common.testing.isolation import in_event_loop
 
@@ -69,22 +70,24 @@ async def survive(stand: HotplugStand, victim: Victim, *, kills: int, cycles: in
         for name in ("a", "b"):
             tasks.create_task(keep_busy(name))
     await stand.devices.wait_devices({})
-    assert await stand.qemu.has() == (set(), set())
+    assert await stand.vmm.has() == (set(), set())
     assert await stand.manager.present(stand.sandbox_id) == []
 
 
+@pytest.mark.parametrize("hypervisor", FAKES)
 @pytest.mark.parametrize("name", ["devices", "manager"])
 @in_event_loop
-async def test_a_manager_may_die_at_any_moment(name: str) -> None:
-    async with plugging() as stand:
+async def test_a_manager_may_die_at_any_moment(name: str, hypervisor: str) -> None:
+    async with plugging(hypervisor) as stand:
         await survive(stand, getattr(stand, name), kills=8, cycles=20)
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("hypervisor", FAKES)
 @pytest.mark.parametrize("name", ["devices", "manager"])
-def test_a_manager_may_die_a_hundred_times(name: str) -> None:
+def test_a_manager_may_die_a_hundred_times(name: str, hypervisor: str) -> None:
     async def run() -> None:
-        async with plugging() as stand:
+        async with plugging(hypervisor) as stand:
             await survive(stand, getattr(stand, name), kills=100, cycles=300)
 
     asyncio.run(run())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.testing.hotplug_demo import ATTEMPTS, old_way, our_way
+from common.testing.hotplug_demo import ATTEMPTS, left_to_clh, old_way, our_way, shortened
 from common.testing.hotplug_stand import plugging
 from common.testing.isolation import in_event_loop
 
@@ -31,6 +31,20 @@ async def test_what_was_only_accepted_is_still_in_the_way() -> None:
 
 
 @in_event_loop
+async def test_names_of_the_hypervisors_choice_cure_one_of_three() -> None:
+    async with plugging("clh") as stand:
+        said = await left_to_clh(stand)
+        answers = [line.removeprefix("<- ") for line in said if line.startswith("<- ")]
+        refusals = [answer for answer in answers if not answer.startswith(("_disk", "accepted"))]
+        assert refusals == [
+            "The file is already locked",
+            "Could not find an available device slot on the PCI bus",
+            "The file is already locked",
+        ]
+        assert "\n".join(shortened(said)) in PAGE
+
+
+@in_event_loop
 async def test_what_is_confirmed_is_not() -> None:
     async with plugging() as stand:
         said = await our_way(stand)
@@ -48,6 +62,6 @@ async def test_what_is_confirmed_is_not() -> None:
             "** DEVICE_DELETED disk-2",
             "blockdev-del disk-2",
         ]
-        assert await stand.qemu.has() == (set(), set())
+        assert await stand.vmm.has() == (set(), set())
         assert await stand.devices.list() == ()
         assert "\n".join(said) in PAGE

@@ -7,7 +7,7 @@
 A second socket ``control`` in the working directory takes the demands, as QMP commands whose names begin with ``x-``:
 
 =================  ====================================================================================================
-x-misbehave        ``what`` (command or event), ``how`` (:class:`monitor.How`), ``times``: the next so many answers
+x-misbehave        ``what`` (command or event), ``how`` (:class:`common.testing.demands.How`), ``times``
 x-release          let answers go that were held back
 x-guest            ``lets-go``: whether the guest lets devices go by itself
 x-let-go           ``id``: the guest lets a device go now, asked or not

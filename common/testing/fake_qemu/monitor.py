@@ -8,10 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections import deque
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from common.testing.demands import Demands, How
 from common.testing.fake_qemu.machine import PERIPHERALS, Machine, RefusalError
 
 if TYPE_CHECKING:
@@ -22,23 +21,13 @@ GUEST_TAKES_S = 0.02
 """How long the guest takes to let a device go when it does so by itself: it is never in the same moment."""
 
 
-class How(StrEnum):
-    """What goes wrong."""
-
-    LATE = "late"
-    NEVER = "never"
-    TWICE = "twice"
-    REFUSED = "refused"
-    ACTED_AND_REFUSED = "acted and refused"
-
-
 class Monitor:
     """Speaks for one machine to whoever connects."""
 
     def __init__(self, buses: dict[str, str]) -> None:
         self._machine = Machine(buses, self._tell)
         self._writers: set[asyncio.StreamWriter] = set()
-        self._demands: dict[str, deque[How]] = {}
+        self._demands = Demands()
         self._held: list[Callable[[], None]] = []
         self._transcript: list[str] = []
         self._commands: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -76,7 +65,7 @@ class Monitor:
         name, arguments = message["execute"], message.get("arguments", {})
         if not name.startswith("x-"):
             self._transcript.append(f"-> {_said(name, arguments)}")
-        demand = self._demanded(name)
+        demand = self._demands.next(name)
         if demand is How.REFUSED:
             answer: dict[str, Any] = _error(RefusalError("demanded"))
         else:
@@ -107,7 +96,7 @@ class Monitor:
         self._write(writer, answer)
 
     def _tell(self, event: str, data: dict[str, Any]) -> None:
-        demand = self._demanded(event) if "device" in data else None
+        demand = self._demands.next(event) if "device" in data else None
         now = time.time()
         stamp = {"seconds": int(now), "microseconds": int(now % 1 * 1e6)}
         for _ in range(0 if demand is How.NEVER else 2 if demand is How.TWICE else 1):
@@ -120,13 +109,8 @@ class Monitor:
         if not writer.is_closing():
             writer.write(json.dumps(message).encode() + b"\r\n")
 
-    def _demanded(self, name: str) -> How | None:
-        demands = self._demands.get(name)
-        return demands.popleft() if demands else None
-
     def _misbehave(self, arguments: dict[str, Any]) -> None:
-        demands = self._demands.setdefault(arguments["what"], deque())
-        demands.extend([How(arguments["how"])] * arguments.get("times", 1))
+        self._demands.add(arguments["what"], arguments["how"], arguments.get("times", 1))
 
     def _release(self, _: dict[str, Any]) -> None:
         held, self._held = self._held, []

@@ -3,7 +3,7 @@
 A driver starts VMs and takes over running ones; a machine is one VM. What only some hypervisors can do is said by
 :class:`Capabilities`, as data, so that no caller asks which hypervisor it is. What drivers have in common lies beside
 this file: ``spawn`` and ``output`` (processes that outlive us), ``virtiofsd`` and ``daemons`` (shared directories),
-``probe`` (whether KVM works), ``http`` (APIs over a Unix socket).
+``probe`` (whether KVM works), ``http`` (APIs over a Unix socket), ``sources`` (disks' files).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DRIVERS = {
     "qemu": "procs.vmm_manager.drivers.qemu.driver:QemuDriver",
+    "clh": "procs.vmm_manager.drivers.cloud_hypervisor.driver:ClhDriver",
 }
 """Where the driver of each hypervisor is, by the name of its section in the configuration; a manager imports one."""
 

@@ -42,7 +42,16 @@ class Process:
         self._child = child
 
     @classmethod
-    def start(cls, argv: Sequence[str], *, cgroup: str, directory: str, log: str, fds: Sequence[int]) -> Self:
+    def start(
+        cls,
+        argv: Sequence[str],
+        *,
+        cgroup: str,
+        directory: str,
+        log: str,
+        fds: Sequence[int],
+        stdout: int | None = None,
+    ) -> Self:
         """Start a program detached from us.
 
         Args:
@@ -51,6 +60,7 @@ class Process:
             directory: its working directory.
             log: the name of its output there.
             fds: descriptors that it inherits, under the same numbers.
+            stdout: its standard output, if that does not go into the log.
         """
         output = Output(Path(directory) / log)
         try:
@@ -58,7 +68,7 @@ class Process:
                 ["/bin/sh", "-c", _ENTER_CGROUP, f"{cgroup}/cgroup.procs", *argv],
                 cwd=directory,
                 stdin=subprocess.DEVNULL,
-                stdout=output.fd,
+                stdout=output.fd if stdout is None else stdout,
                 stderr=output.fd,
                 pass_fds=fds,
                 start_new_session=True,

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import pytest
-
 from common.config import BlockAio, QemuConfig
-from common.errors import KataError, NotFoundError, UsageError
 from common.services.vmm import BlockSpec
 from procs.vmm_manager.drivers.qemu import disks
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def node(*, is_read_only: bool = False, **config: object) -> dict[str, object]:
@@ -43,32 +35,3 @@ def test_the_configuration_chooses_how_the_host_reads_and_caches() -> None:
 
 def test_a_read_only_disk_is_opened_for_reading() -> None:
     assert node(is_read_only=True)["read-only"] is True
-
-
-def test_the_kind_of_file_decides_who_opens_it(tmp_path: Path) -> None:
-    image = tmp_path / "image"
-    image.write_bytes(bytes(512))
-    assert disks._protocol(str(image)) == "file"
-    link = tmp_path / "link"
-    link.symlink_to(image)
-    assert disks._protocol(str(link)) == "file", "as a device mapper's names are links"
-
-
-@pytest.mark.parametrize(
-    ("source", "kind", "said"),
-    [
-        ("/no/such/image", NotFoundError, "does not exist"),
-        ("image", UsageError, "not an absolute path"),
-        ("/", UsageError, "neither a regular file nor a block device"),
-        ("/dev/null", UsageError, "neither a regular file nor a block device"),
-    ],
-)
-def test_what_is_no_disk_is_refused(source: str, kind: type[KataError], said: str) -> None:
-    with pytest.raises(kind, match=said):
-        disks._protocol(source)
-
-
-def test_an_empty_file_is_no_disk(tmp_path: Path) -> None:
-    (tmp_path / "image").touch()
-    with pytest.raises(UsageError, match="has 0 bytes"):
-        disks._protocol(str(tmp_path / "image"))

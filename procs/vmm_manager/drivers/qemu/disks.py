@@ -12,13 +12,10 @@ Source: qapi/block-core.json of QEMU 7.2.
 from __future__ import annotations
 
 import asyncio
-import os
-import stat
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.errors import NotFoundError, UsageError
 from common.services.vmm import BlockDriver, BlockSpec
+from procs.vmm_manager.drivers.sources import is_block_device
 
 if TYPE_CHECKING:
     from common.config import QemuConfig
@@ -30,7 +27,6 @@ _DEVICES: dict[BlockDriver, dict[str, object]] = {
     BlockDriver.VIRTIO_BLK: {"driver": "virtio-blk-pci", "disable-legacy": "on"},
     BlockDriver.VIRTIO_SCSI: {"driver": "scsi-hd"},
 }
-_SECTOR_SIZE = 512
 
 
 class Disks:
@@ -52,7 +48,8 @@ class Disks:
         """
         spec = device.spec
         assert isinstance(spec, BlockSpec)
-        protocol = await asyncio.to_thread(_protocol, spec.source)
+        is_device = await asyncio.to_thread(is_block_device, spec.source)
+        protocol = "host_device" if is_device else "file"
         await self._qmp.execute("blockdev-add", **node(device_id, spec, protocol, self._config))
         return {**_DEVICES[spec.driver], "drive": device_id, "serial": device.serial}
 
@@ -85,28 +82,3 @@ def node(name: str, spec: BlockSpec, protocol: str, config: QemuConfig) -> dict[
         **({"cache": cache} if config.block_device_cache_set else {}),
         "file": {"driver": protocol, "filename": spec.source, "aio": config.block_device_aio.value},
     }
-
-
-def _protocol(source: str) -> str:
-    """Return which of QEMU's drivers opens a file."""
-    if not source.startswith("/"):
-        raise UsageError(f"disk {source!r} is not an absolute path")
-    try:
-        status = Path(source).stat()
-    except FileNotFoundError as err:
-        raise NotFoundError(f"disk {source} does not exist") from err
-    if stat.S_ISBLK(status.st_mode):
-        driver, size = "host_device", _device_size(status.st_rdev)
-    elif stat.S_ISREG(status.st_mode):
-        driver, size = "file", status.st_size
-    else:
-        raise UsageError(f"disk {source} is neither a regular file nor a block device")
-    if size < _SECTOR_SIZE:
-        raise UsageError(f"disk {source} has {size} bytes, not even a sector")
-    return driver
-
-
-def _device_size(device: int) -> int:
-    """Return a block device's size in bytes, without opening it (Documentation/ABI/stable/sysfs-block of Linux)."""
-    sectors = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/size").read_text()
-    return int(sectors) * _SECTOR_SIZE

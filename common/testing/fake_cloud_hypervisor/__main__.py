@@ -1,0 +1,38 @@
+"""Started as Cloud Hypervisor is, for an API: ``--api-socket fd=N --event-monitor fd=M``; ``--as VERSION`` is ours."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import socket
+import sys
+
+from common.testing.fake_cloud_hypervisor.server import Server
+
+CONTROL_SOCKET = "control"
+VERSION = "53.0.0"
+
+
+async def serve(argv: list[str]) -> None:
+    """Answer for ever, on the API's socket and on the control socket."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--api-socket", required=True, type=_fd)
+    parser.add_argument("--event-monitor", type=_fd, default=-1)
+    parser.add_argument("--as", dest="version", default=VERSION)
+    arguments, _ = parser.parse_known_args(argv)
+    if arguments.event_monitor >= 0:
+        os.set_blocking(arguments.event_monitor, False)
+    server = Server(arguments.version, arguments.event_monitor)
+    control = await asyncio.start_unix_server(server.control, CONTROL_SOCKET)
+    api = await asyncio.start_unix_server(server.serve, sock=socket.socket(fileno=arguments.api_socket))
+    async with control, api:
+        await asyncio.Event().wait()
+
+
+def _fd(text: str) -> int:
+    return int(text.removeprefix("fd="))
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(sys.argv[1:]))

@@ -1,0 +1,238 @@
+"""What the VM has: a configuration, a device tree, slots, locked files; and in which words it refuses.
+
+It has the real one's defects too. A name is used up by an add that fails. An add for which there is no slot leaves its
+name in the tree, without a parent, and its file locked, for the VM's life. A device leaves the tree, and is told gone,
+before its file is closed.
+
+Source of words and order: v53.0 itself (docs/hypervisors/cloud-hypervisor.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SLOTS = 32
+MAX_SERIAL = 20
+CLOSING_TAKES_S = 0.02
+"""How long a file stays open after its device is told gone; on a slow host a real one takes longer."""
+
+_BOOT_DEVICES = ("__rng", "_vsock0")
+
+
+class RefusalError(Exception):
+    """An answer that is an error.
+
+    Attributes:
+        status: of HTTP.
+        reasons: from the outermost to the root cause.
+    """
+
+    def __init__(self, status: int, *reasons: str) -> None:
+        super().__init__(*reasons)
+        self.status = status
+        self.reasons = list(reasons)
+
+
+@dataclass
+class Device:
+    """A device in a slot."""
+
+    slot: int
+    kind: str
+    config: dict[str, Any]
+    backend: socket.socket | None = None
+
+
+@dataclass
+class Machine:
+    """One VMM and its VM.
+
+    Attributes:
+        version: what it says it is.
+        tell: takes the events: source, name, properties.
+        lets_go: whether the guest lets devices go by itself.
+        devices: what is plugged, by id.
+        orphans: names in the tree that lead nowhere.
+        locked: the files that are open, each with whether it is written.
+        busy: the device manager's lock.
+    """
+
+    version: str
+    tell: Callable[[str, str, dict[str, str] | None], None]
+    lets_go: bool = True
+    state: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    devices: dict[str, Device] = field(default_factory=dict)
+    leaving: set[str] = field(default_factory=set)
+    orphans: set[str] = field(default_factory=set)
+    locked: list[tuple[str, bool]] = field(default_factory=list)
+    busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _next_name: int = 0
+
+    def create(self, body: dict[str, Any]) -> None:
+        """Take a configuration."""
+        if self.state:
+            raise RefusalError(500, "Error from API", "The VM could not be created", "VM is already created")
+        self.config, self.state = {**body, "disks": [], "fs": []}, "Created"
+
+    def boot(self) -> None:
+        """Begin to run: what it was made with takes the lowest slots."""
+        if not self.state:
+            raise RefusalError(404, "Error from API", "The VM could not boot", "VM is not created")
+        self.tell("vm", "booting", None)
+        self._next_name = len(_BOOT_DEVICES) - 1
+        for slot, name in enumerate(_BOOT_DEVICES, start=1):
+            self.devices[name] = Device(slot, "boot", {})
+        self.state = "Running"
+        self.tell("vm", "booted", None)
+
+    def pause(self) -> None:
+        """Stop the guest's processors: it lets nothing go."""
+        self._move("Running", "Paused", "paused")
+        self.tell("vm", "paused", None)
+
+    def resume(self) -> None:
+        """Let them go on."""
+        self._move("Paused", "Running", "resumed")
+        self.tell("vm", "resumed", None)
+
+    def info(self) -> dict[str, Any]:
+        """Answer ``vm.info``: the configuration shows a removal that was asked for, the tree one that happened."""
+        if not self.state:
+            raise RefusalError(404, "Error from API", "The VM info is not available", "VM is not created")
+        told = {"config": self.config, "state": self.state, "memory_actual_size": self.config["memory"]["size"]}
+        return told if self.state == "Created" else {**told, "device_tree": self._tree()}
+
+    def add(self, kind: str, body: dict[str, Any]) -> dict[str, str]:
+        """Plug a device: ``disk`` or ``fs``."""
+        prefix: tuple[str, ...] = ("Error from API", f"The {kind} could not be added to the VM")
+        serial = str(body.get("serial") or "")
+        if len(serial) > MAX_SERIAL:
+            reason = f"Block device serial length ({len(serial)}) exceeds maximum allowed length ({MAX_SERIAL})"
+            raise RefusalError(500, *prefix, "Failed to validate config", reason)
+        prefix = (*prefix, "Error from device manager")
+        if body.get("id") in {*self.devices, *self.orphans}:
+            raise RefusalError(500, *prefix, f"Invalid identifier as it is not unique: {body['id']}")
+        name = str(body.get("id") or self._new_name(kind))
+        backend = self._open(kind, body, prefix)
+        slot = self._slot(name, body, prefix)
+        self.devices[name] = Device(slot, kind, body, backend)
+        self.config["disks" if kind == "disk" else kind].append({**body, "id": name, "pci_segment": 0})
+        return {"id": name, "bdf": _bdf(slot)}
+
+    def remove(self, name: str) -> None:
+        """Ask the guest to let a device go: accepted, no more; of one that is on its way out v53.0 knows nothing."""
+        prefix = ("Error from API", "The device could not be removed from the VM", "Error from device manager")
+        if name in self.orphans:
+            raise RefusalError(500, *prefix, "Could not find the node in the device tree")
+        if name not in self.devices or (name in self.leaving and self.version.startswith("53.")):
+            reason = f"Failed to find device corresponding to the given identifier: {name}"
+            raise RefusalError(500, *prefix, reason)
+        self.leaving.add(name)
+        self._drop_from_config(name)
+
+    async def let_go(self, name: str) -> None:
+        """Have the guest eject a device: slot and tree first, then the news, then the file, all under one lock."""
+        async with self.busy:
+            device = self.devices.pop(name, None)
+            if device is None:
+                return
+            self.leaving.discard(name)
+            self._drop_from_config(name)
+            self.tell("vm", "device-removed", {"id": name, "bdf": _bdf(device.slot)})
+            await asyncio.sleep(CLOSING_TAKES_S)
+            if device.backend is not None:
+                device.backend.close()
+            if device.kind == "disk":
+                self.locked.remove(_lock_of(device.config))
+
+    def has(self) -> tuple[list[str], list[str]]:
+        """Return the hot-plugged devices, and the files that are open."""
+        plugged = [name for name in self.devices if name not in _BOOT_DEVICES]
+        return plugged, [path for path, _ in self.locked]
+
+    def _move(self, before: str, after: str, verb: str) -> None:
+        if self.state != before:
+            transition = f"Invalid transition: InvalidStateTransition({self.state}, {after})"
+            raise RefusalError(500, "Error from API", f"The VM could not be {verb}", transition)
+        self.state = after
+
+    def _drop_from_config(self, name: str) -> None:
+        for kind in ("disks", "fs"):
+            self.config[kind] = [entry for entry in self.config[kind] if entry["id"] != name]
+
+    def _new_name(self, kind: str) -> str:
+        name = f"_{kind}{self._next_name}"
+        self._next_name += 1
+        return name
+
+    def _open(self, kind: str, body: dict[str, Any], prefix: tuple[str, ...]) -> socket.socket | None:
+        if kind == "fs":
+            return self._connect(body, prefix)
+        self._lock(body, prefix)
+        return None
+
+    def _lock(self, body: dict[str, Any], prefix: tuple[str, ...]) -> None:
+        path, is_written = _lock_of(body)
+        if not Path(path).exists():
+            reasons = (
+                "Cannot open disk path",
+                f"I/O error (path={path} op=open)",
+                "No such file or directory (os error 2)",
+            )
+            raise RefusalError(500, *prefix, *reasons)
+        if any(path == other and (is_written or written) for other, written in self.locked):
+            kind = "Write" if is_written else "Read"
+            reason = f"Failed to get {kind} lock for disk image: {path}"
+            raise RefusalError(
+                500, *prefix, "Cannot lock images of all block devices", reason, "The file is already locked"
+            )
+        self.locked.append((path, is_written))
+
+    def _connect(self, body: dict[str, Any], prefix: tuple[str, ...]) -> socket.socket:
+        backend = socket.socket(socket.AF_UNIX)
+        try:
+            backend.connect(str(body["socket"]))
+        except OSError as err:
+            backend.close()
+            raise RefusalError(500, *prefix, "Cannot create virtio-fs device", "Connection to socket failed") from err
+        return backend
+
+    def _slot(self, name: str, body: dict[str, Any], prefix: tuple[str, ...]) -> int:
+        """Return a free slot; a refusal comes too late for what the device has already."""
+        taken = {device.slot for device in self.devices.values()}
+        wanted = body.get("pci_device_id") if self.version >= "52" else None
+        reason = ""
+        if wanted in taken:
+            reason = f"Valid PCI device identifier but already used: {wanted}"
+        elif wanted is None:
+            wanted = next((slot for slot in range(1, SLOTS) if slot not in taken), None)
+            reason = "" if wanted else "Could not find an available device slot on the PCI bus"
+        if reason:
+            self.orphans.add(name)
+            raise RefusalError(500, *prefix, "Failed to find an available PCI device ID", reason)
+        assert wanted is not None
+        return int(wanted)
+
+    def _tree(self) -> dict[str, Any]:
+        tree: dict[str, Any] = {name: {"id": name, "resources": [], "children": []} for name in self.orphans}
+        for name, device in self.devices.items():
+            wrapper = f"_virtio-pci-{name}"
+            tree[name] = {"id": name, "resources": [], "parent": wrapper, "children": []}
+            tree[wrapper] = {"id": wrapper, "resources": [], "children": [name], "pci_bdf": _bdf(device.slot)}
+        return tree
+
+
+def _lock_of(body: dict[str, Any]) -> tuple[str, bool]:
+    return str(body["path"]), not body.get("readonly")
+
+
+def _bdf(slot: int) -> str:
+    return f"0000:00:{slot:02x}.0"

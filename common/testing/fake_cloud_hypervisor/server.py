@@ -1,0 +1,226 @@
+"""HTTP over a Unix socket for a machine, one request at a time, and a stream of events; both go wrong on demand.
+
+Source: ``vmm/src/api/http`` of v53.0 and its library micro_http.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.testing.demands import Demands, How
+from common.testing.fake_cloud_hypervisor.machine import Machine, RefusalError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+GUEST_TAKES_S = 0.02
+"""How long the guest takes to let a device go when it does so by itself: it is never in the same moment."""
+
+_MAX_BODY = 51200
+_MAX_CONNECTIONS = 10
+_QUESTIONS = frozenset({"vm.info", "vm.counters", "vmm.ping"})
+_NEED_BODY = frozenset({"vm.create", "vm.add-disk", "vm.add-fs", "vm.remove-device"})
+
+
+class Server:
+    """Speaks for one machine.
+
+    Args:
+        version: whose.
+        events_fd: where events are written, or -1.
+    """
+
+    def __init__(self, version: str, events_fd: int) -> None:
+        self._machine = Machine(version, self._tell)
+        self._events_fd = events_fd
+        self._demands = Demands()
+        self._held: list[Callable[[], Awaitable[None]]] = []
+        self._transcript: list[str] = []
+        self._turn = asyncio.Lock()
+        self._connections = 0
+        self._guest: set[asyncio.Task[None]] = set()
+        self._began = time.monotonic_ns()
+        self._endpoints: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "vmm.ping": lambda _: {
+                "build_version": f"v{version}",
+                "version": version,
+                "pid": os.getpid(),
+                "features": ["kvm"],
+            },
+            "vm.info": lambda _: self._machine.info(),
+            "vm.counters": lambda _: {},
+            "vm.create": self._machine.create,
+            "vm.boot": lambda _: self._machine.boot(),
+            "vm.pause": lambda _: self._machine.pause(),
+            "vm.resume": lambda _: self._resume(),
+            "vm.add-disk": lambda body: self._machine.add("disk", body),
+            "vm.add-fs": lambda body: self._machine.add("fs", body),
+            "vm.remove-device": lambda body: self._remove(str(body["id"])),
+        }
+        self._control: dict[str, Callable[..., Awaitable[Any]]] = {
+            "misbehave": self._misbehave,
+            "release": self._release,
+            "guest": self._set_guest,
+            "let_go": self._machine.let_go,
+            "garble": self._garble,
+            "transcript": self._get_transcript,
+            "has": self._get_has,
+        }
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer on one connection until it is closed."""
+        self._connections += 1
+        try:
+            if self._connections > _MAX_CONNECTIONS:
+                await _write(writer, 503, {"error": "Too many open connections"})
+                return
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                await self._take(reader, writer, head.decode())
+        except (ConnectionError, asyncio.IncompleteReadError):
+            return
+        finally:
+            self._connections -= 1
+            writer.close()
+
+    async def control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Carry out what a test demands."""
+        while line := await reader.readline():
+            demand = json.loads(line)
+            answer = await self._control[demand.pop("demand")](**demand)
+            writer.write(json.dumps(answer).encode() + b"\n")
+        writer.close()
+
+    async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: str) -> None:
+        method, path, _ = head.split(" ", 2)
+        lengths = [line.partition(":")[2] for line in head.lower().splitlines() if line.startswith("content-length:")]
+        length = int(lengths[0]) if lengths else 0
+        if length > _MAX_BODY:
+            await _write(
+                writer, 400, {"error": f"Request payload with size {length} is larger than the limit of {_MAX_BODY}"}
+            )
+            return
+        text = await reader.readexactly(length)
+        async with self._turn:
+            await self._answer(writer, method, path.removeprefix("/api/v1/"), text)
+
+    async def _answer(self, writer: asyncio.StreamWriter, method: str, what: str, text: bytes) -> None:
+        is_question = what in _QUESTIONS
+        if not is_question:
+            self._transcript.append(f"-> {what}{_said(text)}")
+        demand = self._demands.next(what)
+        if demand is How.REFUSED:
+            status, said = 500, ["Error from API", "demanded"]
+        else:
+            status, said = await self._carry_out(method, what, text)
+        if demand is How.ACTED_AND_REFUSED:
+            status, said = 500, ["Error from API", "demanded, after it was done"]
+
+        async def send() -> None:
+            if not is_question:
+                self._transcript.append(
+                    f"<- {said[-1] if status >= 400 else _said(json.dumps(said)).strip() or 'accepted'}"
+                )
+            await _write(writer, status, said)
+
+        if demand is How.LATE:
+            self._held.append(send)
+        elif demand is not How.NEVER:
+            await send()
+
+    async def _carry_out(self, method: str, what: str, text: bytes) -> tuple[int, Any]:
+        endpoint = self._endpoints.get(what)
+        if endpoint is None:
+            return 404, ["Not Found"]
+        if (method == "GET") != (what in _QUESTIONS) or bool(text) != (what in _NEED_BODY):
+            return 400, ["Bad Request"]
+        try:
+            if what == "vm.info":
+                answer = endpoint({})
+            else:
+                async with self._machine.busy:
+                    answer = endpoint(json.loads(text or b"{}"))
+        except RefusalError as err:
+            return err.status, err.reasons
+        if what in {"vm.add-disk", "vm.add-fs"}:
+            self._tell("virtio-device", "activated", {"id": answer["id"]})
+        return (204, None) if answer is None else (200, answer)
+
+    def _remove(self, name: str) -> None:
+        self._machine.remove(name)
+        self._let_go()
+
+    def _resume(self) -> None:
+        self._machine.resume()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Have the guest let go what it was asked to, in a while."""
+        asyncio.get_running_loop().call_later(GUEST_TAKES_S, self._let_go_now)
+
+    def _let_go_now(self) -> None:
+        if self._machine.lets_go and self._machine.state == "Running":
+            for name in sorted(self._machine.leaving):
+                task = asyncio.get_running_loop().create_task(self._machine.let_go(name))
+                self._guest.add(task)
+                task.add_done_callback(self._guest.discard)
+
+    async def _misbehave(self, what: str, how: str, times: int = 1) -> None:
+        self._demands.add(what, how, times)
+
+    async def _get_transcript(self) -> list[str]:
+        return self._transcript
+
+    async def _get_has(self) -> tuple[list[str], list[str]]:
+        return self._machine.has()
+
+    async def _release(self) -> None:
+        held, self._held = self._held, []
+        for send in held:
+            await send()
+
+    async def _set_guest(self, *, lets_go: bool) -> None:
+        self._machine.lets_go = lets_go
+        self._let_go_now()
+
+    async def _garble(self) -> None:
+        self._write_event('{\n  "timestamp": {\n    "secs": 1,\n    "na')
+
+    def _tell(self, source: str, name: str, properties: dict[str, str] | None) -> None:
+        demand = self._demands.next(name)
+        since = time.monotonic_ns() - self._began
+        stamp = {"secs": since // 10**9, "nanos": since % 10**9}
+        record = {"timestamp": stamp, "source": source, "event": name, "properties": properties}
+        for _ in range(0 if demand is How.NEVER else 2 if demand is How.TWICE else 1):
+            if name == "device-removed":
+                self._transcript.append(f"** {name} {(properties or {})['id']}")
+            self._write_event(json.dumps(record, indent=2) + "\n\n")
+
+    def _write_event(self, text: str) -> None:
+        if self._events_fd >= 0:
+            with suppress(BlockingIOError):
+                os.write(self._events_fd, text.encode())
+
+
+def _said(text: bytes | str) -> str:
+    """Return what of a body is worth telling: which device, or which file."""
+    body = json.loads(text) if text else None
+    if not isinstance(body, dict):
+        return ""
+    parts = (body.get("id"), Path(str(body.get("path") or "")).name, body.get("tag"), body.get("bdf"))
+    return " " + " ".join(str(part) for part in parts if part)
+
+
+async def _write(writer: asyncio.StreamWriter, status: int, said: Any) -> None:  # noqa: ANN401 - JSON
+    head = f"HTTP/1.1 {status} \r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\n"
+    if said is None:
+        writer.write(f"{head}\r\n".encode())
+    else:
+        text = json.dumps(said)
+        writer.write(f"{head}Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode())
+    await writer.drain()

@@ -1,0 +1,246 @@
+"""The hot-plugged devices of one VM: plugged, unplugged, accounted for.
+
+A device has two names. Ours, from a counter in the VM's record that only grows, is in the record before Cloud
+Hypervisor hears of it; a shared directory's socket bears it. Cloud Hypervisor's is in its answer. If that answer is
+lost, the device is found in the VM's configuration by what is unique to this attach: a disk by its serial, a share by
+its socket.
+
+A device is gone when Cloud Hypervisor tells so, or when its device tree no longer has it; its configuration is no
+witness, since an entry leaves that as soon as a removal is asked for. It is *told* gone when its file is closed as well
+(:meth:`Api.settle`): only then is it nobody's.
+
+One lock orders what we do to a VM's devices; it is never held while a guest is awaited, only Cloud Hypervisor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from common import log
+from common.errors import AlreadyExistsError, HypervisorError, KataError, NotFoundError
+from common.services.vmm import AddedDevice, BlockSpec, PresentDevice
+from procs.vmm_manager.drivers.cloud_hypervisor import requests
+from procs.vmm_manager.drivers.cloud_hypervisor.api import is_refusal
+from procs.vmm_manager.drivers.cloud_hypervisor.topology import pci_path, pci_slot
+from procs.vmm_manager.drivers.sources import is_block_device
+from procs.vmm_manager.record import DeviceRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from common.config import ClhConfig
+    from common.services.vmm import AddDevice, HotplugBus
+    from procs.vmm_manager.drivers.cloud_hypervisor.api import Api
+    from procs.vmm_manager.drivers.cloud_hypervisor.versions import Features
+    from procs.vmm_manager.drivers.daemons import Daemons
+    from procs.vmm_manager.drivers.spawn import Process
+    from procs.vmm_manager.record import VmRecord
+
+
+class Devices:
+    """Plugs and unplugs; owns the ``devices`` of the record.
+
+    Args:
+        record: of the VM.
+        bus: the one that takes hotplug.
+        config: ``[hypervisor.clh]``.
+        features: of this version.
+        api: of this VM.
+        daemons: of its shares.
+        vmm: its process.
+        on_removed: called with Cloud Hypervisor's id of each device that is gone.
+    """
+
+    def __init__(
+        self,
+        record: VmRecord,
+        bus: HotplugBus,
+        config: ClhConfig,
+        features: Features,
+        api: Api,
+        daemons: Daemons,
+        vmm: Process,
+        on_removed: Callable[[str], None],
+    ) -> None:
+        self._record = record
+        self._bus = bus
+        self._config = config
+        self._features = features
+        self._api = api
+        self._daemons = daemons
+        self._vmm = vmm
+        self._on_removed = on_removed
+        self._lock = asyncio.Lock()
+
+    async def add(self, request: AddDevice) -> AddedDevice:
+        """Plug a device; undone in reverse if a step fails.
+
+        Raises:
+            AlreadyExistsError: the slot is taken, or the file is open elsewhere.
+            NotFoundError: there is no such file.
+            UsageError: there is no such slot, or the device's source is not what it must be.
+            HypervisorError: Cloud Hypervisor refused.
+        """
+        slot = pci_slot(self._bus, request.bus, request.slot)
+        if isinstance(request.spec, BlockSpec):
+            await asyncio.to_thread(is_block_device, request.spec.source)
+        async with self._lock:
+            self._require_free(request.bus, request.slot)
+            name = self._enter(request)
+            try:
+                return await self._plug(name, slot)
+            except (KataError, OSError) as err:
+                return await self._settle_add(name, err)
+
+    async def remove(self, hypervisor_id: str) -> None:
+        """Ask the guest to let a device go; a second request while one is pending is accepted too.
+
+        Version 53.0 does not know a device any more that is on its way out. The device tree does.
+
+        Raises:
+            NotFoundError: Cloud Hypervisor has no such device.
+        """
+        try:
+            await self._api.put("vm.remove-device", {"id": hypervisor_id})
+        except NotFoundError:
+            if hypervisor_id in await self._tree():
+                return
+            if self._name_of(hypervisor_id) is None:
+                raise
+            await self.forget(hypervisor_id)
+
+    async def present(self) -> list[PresentDevice]:
+        """Return the devices that Cloud Hypervisor has."""
+        await self.reconcile()
+        return [
+            PresentDevice(hypervisor_id=device.hypervisor_id, bus=device.bus, slot=device.slot, serial=device.serial)
+            for device in self._record.devices.values()
+            if device.hypervisor_id
+        ]
+
+    async def reconcile(self) -> None:
+        """Finish what was left half-done, and notice what was removed, while nobody listened."""
+        async with self._lock:
+            info = await self._api.get("vm.info")
+            for name, device in list(self._record.devices.items()):
+                device.hypervisor_id = device.hypervisor_id or _found(info, name, device)
+                if device.hypervisor_id not in _tree_of(info):
+                    await self._forget(name)
+
+    def adopt(self) -> None:
+        """Go on with the daemons that an earlier manager started."""
+        for name in self._record.devices:
+            self._daemons.adopt(name)
+
+    async def forget(self, hypervisor_id: str) -> None:
+        """Free what a device had that has been ejected, and tell."""
+        async with self._lock:
+            name = self._name_of(hypervisor_id)
+            if name is not None:
+                await self._forget(name)
+
+    async def _plug(self, name: str, slot: int) -> AddedDevice:
+        device = self._record.devices[name]
+        place = {"pci_device_id": slot} if self._features.is_slot_ours else {}
+        if isinstance(device.spec, BlockSpec):
+            body = requests.disk(device.spec, device.serial, self._config)
+            answer = await self._api.put("vm.add-disk", {**body, **place})
+        else:
+            self._daemons.start(name)
+            body = requests.share(device.spec.tag, name, self._config)
+            answer = await self._api.put("vm.add-fs", {**body, **place})
+        if not isinstance(answer, dict) or not {"id", "bdf"} <= answer.keys():
+            raise HypervisorError(f"Cloud Hypervisor added a device and does not say which: {answer!r}")
+        return self._added(name, str(answer["id"]), str(answer["bdf"]))
+
+    async def _settle_add(self, name: str, failure: KataError | OSError) -> AddedDevice:
+        """Find out what a failed add did: undo what is left of it, or take it for done if only the answer is lost.
+
+        Raises:
+            KataError: the failure. The record keeps a device that is there although it was refused: whoever compares
+                finds it.
+        """
+        said = self._daemons.said(name) if not isinstance(self._record.devices[name].spec, BlockSpec) else ""
+        info = await self._api.get("vm.info")
+        found = _found(info, name, self._record.devices[name])
+        if not found:
+            await self._clear(name, is_ejected=False)
+        elif is_refusal(failure):
+            self._learn(name, found)
+        else:
+            return self._added(name, found, _bdf(_tree_of(info), found))
+        if isinstance(failure, HypervisorError):
+            raise HypervisorError(failure.message + said, hint=failure.hint) from failure
+        raise failure
+
+    def _added(self, name: str, hypervisor_id: str, bdf: str) -> AddedDevice:
+        self._learn(name, hypervisor_id)
+        return AddedDevice(hypervisor_id=hypervisor_id, pci_path=pci_path(bdf))
+
+    def _learn(self, name: str, hypervisor_id: str) -> None:
+        self._record.devices[name].hypervisor_id = hypervisor_id
+        self._record.save()
+
+    def _require_free(self, bus: str, slot: int) -> None:
+        """Refuse a slot that is taken. Cloud Hypervisor must not have to: a refused add leaks a name and a file."""
+        for name, device in self._record.devices.items():
+            if (device.bus, device.slot) == (bus, slot):
+                raise AlreadyExistsError(f"slot {slot} of hotplug bus {bus} holds {device.hypervisor_id or name}")
+
+    def _enter(self, request: AddDevice) -> str:
+        kind = "disk" if isinstance(request.spec, BlockSpec) else "share"
+        name = f"{kind}-{self._record.next_device}"
+        self._record.next_device += 1
+        self._record.devices[name] = DeviceRecord(
+            bus=request.bus, slot=request.slot, serial=request.serial, spec=request.spec
+        )
+        self._record.save()
+        return name
+
+    async def _forget(self, name: str) -> None:
+        hypervisor_id = self._record.devices[name].hypervisor_id
+        try:
+            await self._api.settle()
+            await self._clear(name, is_ejected=bool(hypervisor_id))
+        except KataError as err:
+            log.get().error("a removed device may still be open", device=name, error=str(err))
+            return
+        if hypervisor_id:
+            self._on_removed(hypervisor_id)
+
+    async def _clear(self, name: str, *, is_ejected: bool) -> None:
+        """Free all that a device had on the host; the record goes last."""
+        await self._daemons.end(name, ends_by_itself=is_ejected)
+        self._daemons.clear(name)
+        self._record.devices.pop(name, None)
+        if self._vmm.is_running:  # else the record goes with the directory, whose remover expects no new file
+            with suppress(FileNotFoundError):
+                self._record.save()
+
+    async def _tree(self) -> dict[str, Any]:
+        return _tree_of(await self._api.get("vm.info"))
+
+    def _name_of(self, hypervisor_id: str) -> str | None:
+        names = (name for name, device in self._record.devices.items() if device.hypervisor_id == hypervisor_id)
+        return next(names, None)
+
+
+def _tree_of(info: dict[str, Any]) -> dict[str, Any]:
+    """Return the device tree, which a VM has while it runs."""
+    return info.get("device_tree") or {}
+
+
+def _found(info: dict[str, Any], name: str, device: DeviceRecord) -> str:
+    """Return Cloud Hypervisor's id of a device of ours, by what only this attach has, or nothing."""
+    if isinstance(device.spec, BlockSpec):
+        entries, key, wanted = info["config"].get("disks"), "serial", device.serial
+    else:
+        entries, key, wanted = info["config"].get("fs"), "socket", name
+    return next((str(entry["id"]) for entry in entries or () if entry.get(key) == wanted), "")
+
+
+def _bdf(tree: dict[str, Any], hypervisor_id: str) -> str:
+    """Return a device's address, which its parent in the tree has."""
+    return str(tree[tree[hypervisor_id]["parent"]]["pci_bdf"])

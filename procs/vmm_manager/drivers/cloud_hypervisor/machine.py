@@ -1,0 +1,139 @@
+"""One VM under Cloud Hypervisor: its process, its events, its devices.
+
+Two things are watched. The process, by pidfd: its end is the VM's end. And its events: a device that is gone; a guest
+that ends. A guest that is reset, which is what a kernel that panicked does, would be booted again by Cloud Hypervisor,
+without its devices and its containers: so the VM is ended then.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from common import log
+from common.errors import KataError
+from procs.vmm_manager.drivers.cloud_hypervisor.devices import Devices
+from procs.vmm_manager.drivers.cloud_hypervisor.events import LOST, Event
+from procs.vmm_manager.drivers.cloud_hypervisor.versions import features_of
+from procs.vmm_manager.drivers.daemons import Daemons
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from common.config import ClhConfig
+    from common.services.vmm import AddDevice, AddedDevice, PresentDevice, Vm
+    from common.workers import Workers
+    from procs.vmm_manager.drivers.cloud_hypervisor.api import Api
+    from procs.vmm_manager.drivers.cloud_hypervisor.events import EventStream
+    from procs.vmm_manager.drivers.console import Console
+    from procs.vmm_manager.drivers.spawn import Process
+    from procs.vmm_manager.record import VmRecord
+
+_ENDS = frozenset({"rebooting", "shutdown", "panic"})
+"""Events after which a guest is not the one that was started."""
+
+
+class ClhMachine:
+    """A running Cloud Hypervisor; see :class:`procs.vmm_manager.drivers.Machine`."""
+
+    def __init__(
+        self,
+        record: VmRecord,
+        vm: Vm,
+        config: ClhConfig,
+        process: Process,
+        api: Api,
+        events: EventStream,
+        console: Console,
+        workers: Workers,
+        on_removed: Callable[[str], None],
+    ) -> None:
+        self.vm = vm
+        self._process = process
+        self._api = api
+        self._events = events
+        self._console = console
+        self._workers = workers
+        self._devices = Devices(
+            record,
+            vm.hotplug_buses[0],
+            config,
+            features_of(vm.version),
+            api,
+            Daemons(record, config, process, workers),
+            process,
+            on_removed,
+        )
+
+    @property
+    def is_running(self) -> bool:
+        """Whether Cloud Hypervisor lives."""
+        return self._process.is_running
+
+    def watch(self) -> None:
+        """Begin to hear Cloud Hypervisor's events."""
+        follower = self._workers.spawn(self._events.follow(self._handle))
+        self._workers.spawn(self._close_at_end(follower))
+
+    async def take_over(self) -> None:
+        """Begin to watch a VM that an earlier manager started, and ask what happened meanwhile.
+
+        If it cannot be asked it runs on; only its devices are fixed.
+        """
+        self._devices.adopt()
+        self.watch()
+        await self._handle(LOST)
+
+    async def wait_end(self) -> None:
+        """Wait until Cloud Hypervisor is gone."""
+        await self._process.wait()
+
+    async def runstate(self) -> str:
+        """Return Cloud Hypervisor's word for the VM's state, in small letters."""
+        return str((await self._api.get("vm.info"))["state"]).lower()
+
+    async def console_tail(self) -> str:
+        """Return the last of what the guest printed."""
+        return self._console.tail()
+
+    def log_tail(self) -> str:
+        """Return the last of what Cloud Hypervisor printed."""
+        return self._process.output.tail()
+
+    async def add_device(self, request: AddDevice) -> AddedDevice:
+        """Plug a device; see :meth:`Devices.add`."""
+        return await self._devices.add(request)
+
+    async def remove_device(self, hypervisor_id: str) -> None:
+        """Ask the guest to let a device go; see :meth:`Devices.remove`."""
+        await self._devices.remove(hypervisor_id)
+
+    async def present_devices(self) -> list[PresentDevice]:
+        """Return the hot-plugged devices that Cloud Hypervisor has."""
+        return await self._devices.present()
+
+    async def _handle(self, event: Event) -> None:
+        try:
+            if event == LOST:
+                await self._devices.reconcile()
+            elif (event.source, event.name) == ("vm", "device-removed"):
+                await self._devices.forget(event.device_id)
+            elif event.name in _ENDS:
+                log.get().warning("guest ended", sandbox=self.vm.sandbox_id, event_name=event.name)
+                self._process.kill()
+        except KataError as err:
+            log.get().error(
+                "an event of Cloud Hypervisor came to nothing",
+                sandbox=self.vm.sandbox_id,
+                name=event.name,
+                error=str(err),
+            )
+
+    async def _close_at_end(self, follower: asyncio.Task[None]) -> None:
+        await self._process.wait()
+        follower.cancel()
+        with suppress(BaseException):
+            await follower
+        self._events.close()
+        self._console.close()
