@@ -41,6 +41,10 @@ class TtrpcServer:
     Args:
         methods: by service and method name: the request's type and the handler.
         group: where calls run; its owner decides when the server ends.
+
+    Attributes:
+        has_clients: set while somebody is connected.
+        is_alone: set while nobody is.
     """
 
     def __init__(
@@ -51,11 +55,14 @@ class TtrpcServer:
         self._calls = 0
         self._listener: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
+        self.has_clients = asyncio.Event()
+        self.is_alone = asyncio.Event()
+        self.is_alone.set()
 
     async def listen(self, listener: socket.socket) -> None:
         """Accept connections on a listening Unix socket until :meth:`close`."""
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_unix_server(lambda: _Connection(self, self._connections), sock=listener)
+        self._listener = await loop.create_unix_server(lambda: _Connection(self), sock=listener)
 
     def close(self) -> None:
         """Accept no more connections and end those that there are; calls that run go on."""
@@ -63,6 +70,19 @@ class TtrpcServer:
             self._listener.close()
         for connection in list(self._connections):
             connection.close()
+
+    def join(self, connection: _Connection) -> None:
+        """Count a client in."""
+        self._connections.add(connection)
+        self.is_alone.clear()
+        self.has_clients.set()
+
+    def leave(self, connection: _Connection) -> None:
+        """Count a client out, if it was counted in."""
+        self._connections.discard(connection)
+        if not self._connections:
+            self.has_clients.clear()
+            self.is_alone.set()
 
     def begin(self, connection: _Connection, frame: frames.Frame) -> None:
         """Run one call; the answer goes to ``connection``."""
@@ -102,9 +122,8 @@ class TtrpcServer:
 class _Connection(asyncio.Protocol):
     """One client: reads frames, checks their stream numbers, writes answers."""
 
-    def __init__(self, server: TtrpcServer, connections: set[_Connection]) -> None:
+    def __init__(self, server: TtrpcServer) -> None:
         self._server = server
-        self._connections = connections
         self._decoder = frames.Decoder()
         self._last_stream = 0
         self._transport: asyncio.WriteTransport | None = None
@@ -114,13 +133,13 @@ class _Connection(asyncio.Protocol):
         _, uid, gid = _UCRED.unpack(peer)
         if (uid, gid) == (os.getuid(), os.getgid()):
             self._transport = transport
-            self._connections.add(self)
+            self._server.join(self)
         else:
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._connections.discard(self)
+        self._server.leave(self)
 
     def close(self) -> None:
         """End the connection once what was answered is sent."""

@@ -77,7 +77,9 @@ async def _serve(launch: Launch, order: Order | KataError, listener: socket.sock
         group.create_task(sender.run())
         service = TaskService(sandbox, sender, group)
         group.create_task(service.run())
-        await TtrpcServer(service.methods(), group).listen(listener)
+        server = TtrpcServer(service.methods(), group)
+        group.create_task(service.end_when_abandoned(server))
+        await server.listen(listener)
         await service.is_shut_down.wait()
         _leave(launch)
         raise _ShutDownError

@@ -20,6 +20,7 @@ from common import log
 from common.errors import AlreadyExistsError, KataError, NotFoundError, UnsupportedError
 from common.protocols import events, task
 from procs.shim import bundle, metrics, share
+from procs.shim.abandonment import SHUTDOWN_TIMEOUT_S, wait_abandoned
 from procs.shim.container import Container
 from procs.shim.tasks import Ask, Process, State, Stdio
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from common.protobuf import Message
-    from common.ttrpc.server import Handler
+    from common.ttrpc.server import Handler, TtrpcServer
     from procs.shim.events import EventSender
     from procs.shim.process import GuestProcess
     from procs.shim.sandbox import Sandbox
@@ -49,7 +50,7 @@ class TaskService:
     """The Task API of one sandbox.
 
     Attributes:
-        is_shut_down: set when containerd has asked the shim to end and nothing is left.
+        is_shut_down: set when the shim is to end, since containerd has asked for that or is gone, and nothing is left.
     """
 
     def __init__(self, sandbox: Sandbox, sender: EventSender, group: asyncio.TaskGroup) -> None:
@@ -58,7 +59,8 @@ class TaskService:
         self._events = sender
         self._group = group
         self._container: Container | None = None
-        self._is_creating = False
+        self._is_unused = asyncio.Event()
+        self._is_unused.set()
 
     def methods(self) -> Mapping[tuple[str, str], tuple[type[Message], Handler]]:
         """Return what a ttrpc server is to serve."""
@@ -91,24 +93,28 @@ class TaskService:
             self._container.lose()
         await self._sandbox.stop()
 
+    async def end_when_abandoned(self, server: TtrpcServer) -> None:
+        """End the shim when it holds no container and containerd is gone."""
+        await wait_abandoned(server, self._is_unused)
+        log.get().warning("nobody is connected and there is no container")
+        await self._end()
+
     async def create(self, request: task.CreateTaskRequest) -> task.PidResponse:
         """Prepare the container while the guest boots.
 
-        If it cannot be, nobody needs the VM, and who asked may have died meanwhile: it ends, whether or not that is
-        asked for.
+        If it cannot be, nobody needs the VM: it ends, whether or not that is asked for.
 
         Raises:
             KataError: why the sandbox or the container cannot be.
         """
         self._check_create(request)
-        self._is_creating = True
+        self._is_unused.clear()
         try:
             self._container = container = await self._create(request)
         except BaseException:
-            self._group.create_task(self._sandbox.stop())
+            self._is_unused.set()
+            self._group.create_task(self._end_after_failure())
             raise
-        finally:
-            self._is_creating = False
         self._publish_create(request, container.guest.pid)
         self._group.create_task(self._follow(container))
         self._group.create_task(self._watch_memory(container))
@@ -189,6 +195,7 @@ class TaskService:
             await self._sandbox.stop()
             process = await container.forget()
             self._container = None
+            self._is_unused.set()
         pid, exited_at = container.guest.pid, _exited_at(process)
         return task.DeleteResponse(pid=pid, exit_status=process.exit_status, exited_at=exited_at)
 
@@ -213,11 +220,22 @@ class TaskService:
 
     async def shutdown(self, _: task.ShutdownRequest) -> task.Empty:
         """End the shim, unless there is a container; ``now`` changes nothing, as in runc's shim."""
-        if self._container is None and not self._is_creating:
-            await self._sandbox.stop()
-            await self._events.flush(FLUSH_TIMEOUT_S)
-            self.is_shut_down.set()
+        if self._is_unused.is_set():
+            await self._end()
         return task.Empty()
+
+    async def _end_after_failure(self) -> None:
+        """Have no VM at once, and no shim soon, since whoever asked for the container may have died."""
+        await self._sandbox.stop()
+        try:
+            await asyncio.wait_for(self.is_shut_down.wait(), SHUTDOWN_TIMEOUT_S)
+        except TimeoutError:
+            await self._end()
+
+    async def _end(self) -> None:
+        await self._sandbox.stop()
+        await self._events.flush(FLUSH_TIMEOUT_S)
+        self.is_shut_down.set()
 
     def _bind(self, name: str, verb: Callable[[Any], Awaitable[Message]]) -> Handler:
         """Give a verb a request id per call, and a line in the log."""
@@ -232,7 +250,7 @@ class TaskService:
 
     def _check_create(self, request: task.CreateTaskRequest) -> None:
         sandbox_id = self._sandbox.sandbox_id
-        if self._container is not None or self._is_creating:
+        if not self._is_unused.is_set():
             raise AlreadyExistsError(f"id {request.id}")
         if request.id != sandbox_id:
             raise UnsupportedError(f"container {request.id} in sandbox {sandbox_id}: pods are not supported yet")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from common.testing.containers import attached, attached_to, execute, run, running, status
-from common.testing.stack import SERVICES
+from common.testing.containers import attached, attached_to, execute, new_name, run, running, status
+from common.testing.stack import IMAGE, RUNTIME, SERVICES
 
 if TYPE_CHECKING:
     from common.testing.stack import Stack
@@ -111,6 +111,26 @@ def test_a_container_outlives_containerd(stack: Stack, runtime: str) -> None:
             assert container.read_line() == "got after"
             stack.ctr("task", "kill", "-s", "SIGKILL", name, check=True)
             assert container.wait() == 137
+
+
+@pytest.mark.parametrize("phase", ["starting the VM", "waiting for the guest's agent"])
+def test_containerd_dies_while_a_container_is_created(stack: Stack, phase: str) -> None:
+    """Before it has asked for that, or after: what nobody can find ends by itself, the rest can be removed."""
+    with stack.new_lines("containerd.log") as lines, ThreadPoolExecutor(1) as pool:
+        name = new_name()
+        created = pool.submit(stack.ctr, "run", "--runtime", RUNTIME, IMAGE, name, "true")
+        next(line for line in lines if f'"phase": "{phase}"' in line)
+        shims = stack.processes("containerd-shim-kata-v2")
+        kill_containerd(stack)
+        assert created.result().returncode == 1
+    stack.start_containerd()
+    stack.ctr("task", "rm", "-f", name)
+    _, alive = psutil.wait_procs(shims, timeout=60)
+    assert alive == []
+    kill_containerd(stack)
+    stack.start_containerd()  # it has cleared up bundles without a shim when it says that it is ready
+    assert stack.remains() == []
+    stack.ctr("container", "rm", name, check=True)
 
 
 def test_a_vm_that_died_without_containerd_is_stopped(stack: Stack) -> None:
