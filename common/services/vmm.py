@@ -195,12 +195,17 @@ class RemoveDevice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PresentDevice(msgspec.Struct, frozen=True, kw_only=True):
-    """A device that the hypervisor has now; the fields are those of :class:`AddDevice` and :class:`AddedDevice`."""
+    """A device that the hypervisor has now; the fields are those of :class:`AddDevice` and :class:`AddedDevice`.
+
+    With what is here a device manager that has lost its books can begin them anew.
+    """
 
     hypervisor_id: str
     bus: str
     slot: int
     serial: str
+    pci_path: str = ""
+    spec: DeviceSpec | None = None
 
 
 class PresentDevices(msgspec.Struct, frozen=True, kw_only=True):

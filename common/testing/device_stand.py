@@ -86,9 +86,11 @@ class FakeVmManager:
         """The bus of each device that is present."""
         return {hypervisor_id: device.bus for hypervisor_id, device in self.present.items()}
 
-    def take(self, hypervisor_id: str, *, bus: str, slot: int, serial: str) -> None:
+    def take(self, hypervisor_id: str, *, bus: str, slot: int, serial: str, spec: vmm.DeviceSpec | None = None) -> None:
         """Have the hypervisor take a device."""
-        self.present[hypervisor_id] = vmm.PresentDevice(hypervisor_id=hypervisor_id, bus=bus, slot=slot, serial=serial)
+        self.present[hypervisor_id] = vmm.PresentDevice(
+            hypervisor_id=hypervisor_id, bus=bus, slot=slot, serial=serial, pci_path="04/00", spec=spec
+        )
 
     async def stop(self) -> None:
         """Answer no more."""
@@ -122,7 +124,7 @@ class FakeVmManager:
             raise AlreadyExistsError(f"{request.bus} is occupied")
         hypervisor_id = f"share-{self._next}"
         self._next += 1
-        self.take(hypervisor_id, bus=request.bus, slot=request.slot, serial=request.serial)
+        self.take(hypervisor_id, bus=request.bus, slot=request.slot, serial=request.serial, spec=request.spec)
         if error:
             raise error
         return vmm.AddedDevice(hypervisor_id=hypervisor_id, pci_path="04/00")

@@ -84,7 +84,7 @@ class Listener(Protocol):
     def happen(self, device_id: str, event: Event, failure: KataError | None = None, **learned: str) -> None:
         """Take up what an answer means for a device."""
 
-    def compare(self, sandbox_id: str, hypervisor: str, present: tuple[vmm.PresentDevice, ...]) -> None:
+    async def compare(self, sandbox_id: str, hypervisor: str, present: tuple[vmm.PresentDevice, ...]) -> None:
         """Take up a hypervisor's list: look for what nobody here knows."""
 
 
@@ -184,7 +184,7 @@ class Commands:
                 found = _find(command.device, present)
                 event = Event.PRESENT if found else Event.ABSENT
                 self._answer(command, event, hypervisor_id=found.hypervisor_id if found else "")
-        self._listener.compare(sandbox_id, batch[0].hypervisor, present)
+        await self._listener.compare(sandbox_id, batch[0].hypervisor, present)
 
     async def _call(self, command: Command, verb: Verb[Q, R], request: Q, *, call_id: str | None = None) -> R:
         """Call a VM manager; :meth:`_carry_out` limits the time, which tells our own patience from a peer's."""

@@ -16,10 +16,12 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from common import log
+from common.errors import KataError
 from common.services.device import DEVICE_LOST, DEVICE_QUARANTINED
 from common.trace import reach
 from procs.device_manager.commands import ANSWERS, Command, Commands, same
 from procs.device_manager.rules import RULES, again_after_s
+from procs.device_manager.sources import examine
 from procs.device_manager.states import USABLE, Action, Event, State
 from procs.device_manager.table import names
 
@@ -28,9 +30,8 @@ if TYPE_CHECKING:
 
     from common.bus.client import BusClient
     from common.bus.events import Publisher
-    from common.errors import KataError
     from common.services.device import Device, Holder
-    from common.services.vmm import PresentDevice
+    from common.services.vmm import DeviceSpec, PresentDevice
     from common.workers import Workers
     from procs.device_manager.rules import Rule
     from procs.device_manager.table import Table, Taken
@@ -52,6 +53,7 @@ class Lives:
         bus: leads to the VM managers.
         publisher: tells who listens what became of a device.
         workers: runs commands and timers.
+        look: says what a source is; see :func:`procs.device_manager.sources.examine`.
         sleep: waits for so many seconds.
         removal_timeout_s: see :data:`REMOVAL_TIMEOUT_S`.
         rules: say when a quarantined device's removal may be asked for again.
@@ -59,6 +61,7 @@ class Lives:
     Attributes:
         table: the devices.
         commands: what is being asked of the VM managers.
+        look: says what a source is.
         lost: how many devices have vanished without our asking.
     """
 
@@ -69,12 +72,14 @@ class Lives:
         publisher: Publisher,
         workers: Workers,
         *,
+        look: Callable[[DeviceSpec], Awaitable[str]] = examine,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         removal_timeout_s: float = REMOVAL_TIMEOUT_S,
         rules: Iterable[Rule] = RULES,
     ) -> None:
         self.table = table
         self.commands = Commands(bus, workers, self)
+        self.look = look
         self.lost = 0
         self._publisher = publisher
         self._workers = workers
@@ -148,13 +153,22 @@ class Lives:
         """Have devices that are being added made sure once they are: one of them may have been removed already."""
         self._suspects.update(device.device_id for device in devices)
 
-    def compare(self, sandbox_id: str, hypervisor: str, present: tuple[PresentDevice, ...]) -> None:
-        """Enter what the hypervisor has and nobody here knows."""
+    async def compare(self, sandbox_id: str, hypervisor: str, present: tuple[PresentDevice, ...]) -> None:
+        """Enter what the hypervisor has and nobody here knows, with what is behind it if that can be told."""
         known = self.table.of(sandbox_id)
-        for unknown in (found for found in present if not any(same(device, found) for device in known)):
-            device = self.begin(self.table.find(unknown, sandbox_id, hypervisor))
+        for unknown in [found for found in present if not any(same(device, found) for device in known)]:
+            backing = await self._backing(unknown)
+            device = self.begin(self.table.find(unknown, sandbox_id, hypervisor, backing))
             log.get().error("unknown device found: it keeps its place", **names(device))
         self.table.drop_strays(sandbox_id)
+
+    async def _backing(self, unknown: PresentDevice) -> str:
+        """Return what a device's source is; nothing if that is not told, or is not there any more."""
+        try:
+            return await self.look(unknown.spec) if unknown.spec is not None else ""
+        except KataError as err:
+            log.get().warning("an unknown device's source is not known", device=unknown.serial, error=str(err))
+            return ""
 
     def told(self, device_id: str) -> asyncio.Future[tuple[Device, KataError | None]]:
         """Wait for news of a device: the device as it is then, and why it is not what was wanted."""

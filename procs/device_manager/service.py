@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING
 from common.bus.wire import Empty
 from common.errors import HypervisorError, NotFoundError, UsageError
 from common.services import device as contract
-from procs.device_manager.sources import examine
 from procs.device_manager.states import LEAVING, USABLE, State
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Iterable
 
     from common.bus.server import BusServer
     from common.services.device import Device
-    from common.services.vmm import DeviceSpec
     from procs.device_manager.journal import Journal
     from procs.device_manager.lives import Lives
     from procs.device_manager.measures import Measures
@@ -33,7 +31,6 @@ class DeviceService:
         journal: tells stories.
         measures: keeps account.
         hypervisors: whose VM managers there are.
-        look: says what a source is; see :func:`procs.device_manager.sources.examine`.
     """
 
     def __init__(
@@ -42,14 +39,12 @@ class DeviceService:
         journal: Journal,
         measures: Measures,
         hypervisors: Iterable[str],
-        look: Callable[[DeviceSpec], Awaitable[str]] = examine,
     ) -> None:
         self._lives = lives
         self._table = lives.table
         self._journal = journal
         self._measures = measures
         self._hypervisors = tuple(hypervisors)
-        self._look = look
 
     def register(self, server: BusServer) -> None:
         """Register every verb."""
@@ -75,7 +70,7 @@ class DeviceService:
                 f"no VM manager for hypervisor {request.hypervisor!r}", hint=f"there is {', '.join(self._hypervisors)}"
             )
         with self._measures.timed("attach", request.hypervisor, contract.kind_of(request.spec)):
-            backing = await self._look(request.spec)
+            backing = await self._lives.look(request.spec)
             await self._lives.settle(request.sandbox_id)
             while (held := self._table.holding(request, backing)) is not None and held.state in LEAVING:
                 await self._wait_gone(held.device_id)

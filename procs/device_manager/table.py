@@ -151,10 +151,10 @@ class Table:
         reach("claim:taken")
         return self._step(device, Event.WANTED, detail=f"{request.spec.source} for {request.holder or 'the sandbox'}")
 
-    def find(self, present: PresentDevice, sandbox_id: str, hypervisor: str) -> Taken:
-        """Enter a device that the hypervisor has and that nobody here knows; it keeps its place.
+    def find(self, present: PresentDevice, sandbox_id: str, hypervisor: str, backing: str) -> Taken:
+        """Enter a device that the hypervisor has and that nobody here knows; it keeps its place and its source.
 
-        Its serial is the id that it had here before it was forgotten.
+        Its serial is the id that it had here before it was forgotten. Who holds it is not known.
         """
         device = Device(
             device_id=present.serial or self._new_id(),
@@ -163,9 +163,13 @@ class Table:
             hypervisor_id=present.hypervisor_id,
             bus=present.bus,
             slot=present.slot,
+            pci_path=present.pci_path,
             state=State.NEW,
             since=self._clock(),
+            spec=present.spec,
+            backing=backing,
         )
+        self._claims.restore([device] if backing else [])
         return self._step(device, Event.FOUND, detail=present.hypervisor_id)
 
     def apply(
@@ -289,6 +293,11 @@ def _require_same(device: Device, request: Attach) -> None:
         raise AlreadyExistsError(
             f"{request.spec.source} is held by device {device.device_id}, which is quarantined",
             hint="the guest has not let it go; the end of the sandbox frees it",
+        )
+    if device.state == State.UNKNOWN:
+        raise AlreadyExistsError(
+            f"{request.spec.source} is held by device {device.device_id}, and by whom is not known any more",
+            hint="who has it detaches it, or the end of the sandbox frees it",
         )
     if device.state not in LEAVING and _mode(device.spec) != _mode(request.spec):
         raise AlreadyExistsError(

@@ -17,7 +17,7 @@ from common.errors import (
 )
 from common.services import device
 from common.services.vmm import BlockSpec, ShareSpec
-from common.testing.device_stand import Stand, standing
+from common.testing.device_stand import Stand, share, standing
 from common.testing.isolation import in_event_loop
 
 
@@ -144,6 +144,9 @@ async def test_a_journal_that_is_lost_is_rebuilt_from_the_hypervisors_list() -> 
         await stand.wait_devices({"share-1": "unknown"})
         assert (await stand.attach("b")).bus == "port1", "the place of the unknown device is not given away"
         (found, _) = await stand.list()
+        assert (found.spec, found.pci_path) == (share("a"), "04/00")
+        with pytest.raises(AlreadyExistsError, match="by whom is not known any more"):
+            await stand.attach("a")
         await stand.detach(found)
         assert await stand.devices() == {"share-2": "plugged"}
 

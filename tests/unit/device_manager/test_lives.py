@@ -33,7 +33,7 @@ from procs.device_manager.lives import Lives
 from procs.device_manager.measures import Measures
 from procs.device_manager.news import News
 from procs.device_manager.service import DeviceService
-from procs.device_manager.states import Action
+from procs.device_manager.states import Action, Event
 from procs.device_manager.table import Table
 
 if TYPE_CHECKING:
@@ -151,7 +151,9 @@ class Hypervisor:
     def _listed(self) -> vmm.PresentDevices:
         return vmm.PresentDevices(
             devices=tuple(
-                vmm.PresentDevice(hypervisor_id=name, bus=added.bus, slot=added.slot, serial=added.serial)
+                vmm.PresentDevice(
+                    hypervisor_id=name, bus=added.bus, slot=added.slot, serial=added.serial, spec=added.spec
+                )
                 for name, added in self.present.items()
             )
         )
@@ -192,12 +194,11 @@ class Machine(RuleBasedStateMachine):
                 cast("Any", self.hypervisor),
                 cast("Any", self),
                 workers,
+                look=self.look,
                 sleep=self.sleep,
             )
             self.news = News(shards.FIRST, self.lives, cast("Any", self.hypervisor), workers)
-            self.service = DeviceService(
-                self.lives, cast("Any", self.rows), Measures(self.lives), ["qemu"], look=self.look
-            )
+            self.service = DeviceService(self.lives, cast("Any", self.rows), Measures(self.lives), ["qemu"])
             ready.set_result(None)
             await asyncio.Event().wait()
 
@@ -444,3 +445,47 @@ def test_a_device_that_goes_before_its_add_is_answered_is_lost(machine: Machine)
     carried_out(machine, vmm.SandboxRef)
     assert states(machine) == []
     assert machine.lives.lost == 1
+
+
+def test_an_answer_that_comes_when_its_device_has_gone_on_is_no_answer(machine: Machine) -> None:
+    """The removal is overdue while it is asked for a second time: that it is accepted means nothing any more."""
+    machine.attach("/a", "c1")
+    carried_out(machine, vmm.AddDevice)
+    (device,) = machine.rows.load()
+    machine.ask(machine.service.detach(DeviceRef(device_id=device.device_id, holder="c1")))
+    carried_out(machine, vmm.RemoveDevice)
+    machine.hypervisor.remembered.clear()  # the VM manager went away and came back
+    machine.lives.happen(device.device_id, Event.RESUMED)
+    machine.run_idle()
+    machine.timers.pop().set_result(None)
+    machine.run_idle()
+    assert states(machine) == ["overdue"]
+    carried_out(machine, vmm.RemoveDevice)
+    assert states(machine) == ["overdue"]
+    carried_out(machine, vmm.SandboxRef)
+    assert states(machine) == ["quarantined"]
+
+
+def test_books_that_are_lost_are_begun_anew_with_sources_and_claims(machine: Machine) -> None:
+    machine.attach("/a", "c1")
+    carried_out(machine, vmm.AddDevice)
+    (before,) = machine.rows.load()
+    machine.kill()
+    machine.rows.rows.clear()
+    machine.claims.claimed.clear()
+    machine.start()
+    while machine.hypervisor.running:
+        carried_out(machine, vmm.SandboxRef)
+    (after,) = machine.rows.load()
+    assert (after.state, after.device_id, after.backing, after.spec) == (
+        "unknown",
+        before.device_id,
+        before.backing,
+        before.spec,
+    )
+    assert set(machine.claims.claimed) == {before.device_id}
+    machine.attach("/a", "c2")
+    assert "held by device" in str(machine.callers[-1].exception())
+    machine.ask(machine.service.detach(DeviceRef(device_id=after.device_id, holder="c1")))  # who had it knows its id
+    carried_out(machine, vmm.RemoveDevice)
+    assert states(machine) == ["detaching"]

@@ -143,7 +143,14 @@ class Devices:
         left = await self._in_qemu()
         known = ((device_id, device) for device_id, device in self._record.devices.items() if device_id in left)
         return [
-            PresentDevice(hypervisor_id=device_id, bus=device.bus, slot=device.slot, serial=device.serial)
+            PresentDevice(
+                hypervisor_id=device_id,
+                bus=device.bus,
+                slot=device.slot,
+                serial=device.serial,
+                pci_path=self._topology.place(device.bus, device.slot).pci_path,
+                spec=device.spec,
+            )
             for device_id, device in known
         ]
 
