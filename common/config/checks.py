@@ -25,6 +25,9 @@ MIN_MEMORY_MIB = 256
 MAX_ROOT_PORTS = 16
 """Each takes address space and time at boot; the limit is upstream's."""
 
+MAX_PLACEHOLDERS = 15
+"""Firecracker has interrupts for 17 devices on x86 (1.15 and later; before, 18); vsock and entropy take two."""
+
 _MAX_LOGLEVEL = 3
 
 
@@ -96,11 +99,35 @@ def _clh(section: ClhConfig) -> Iterator[Problem]:
         yield Problem("virtio_fs_queue_size", "is not possible", "a power of two, at most 1024")
 
 
+def _drives_qemu(section: QemuConfig) -> Iterator[Problem]:
+    if section.block_device_driver is BlockDriver.VIRTIO_MMIO:
+        yield Problem("block_device_driver", "is not supported", 'set it to "virtio-blk" or "virtio-scsi"')
+
+
+def _firecracker(section: FirecrackerConfig) -> Iterator[Problem]:
+    if section.jailer_path and not Path(section.jailer_path).is_file():
+        hint = "install Firecracker's jailer there, or leave the path empty to run without one"
+        yield Problem("jailer_path", "is not a file", hint)
+    if "firecracker" not in Path(section.path).name:
+        yield Problem("path", "will be refused", "the jailer wants a file whose name contains `firecracker`")
+    if section.disable_block_device_use:
+        hint = "set it to false: Firecracker shares no directories, so a root file system must be a disk"
+        yield Problem("disable_block_device_use", "leaves no way to give a guest its root file system", hint)
+    if section.block_device_driver is BlockDriver.VIRTIO_SCSI:
+        yield Problem("block_device_driver", "is not supported", 'set it to "virtio-mmio" or "virtio-blk"')
+    if min(section.placeholder_drives, section.read_only_placeholder_drives) < 0:
+        yield Problem("placeholder_drives", "is not possible", "neither kind of placeholder can be fewer than none")
+    if section.placeholder_drives + section.read_only_placeholder_drives > MAX_PLACEHOLDERS:
+        hint = f"together with read_only_placeholder_drives at most {MAX_PLACEHOLDERS}"
+        yield Problem("placeholder_drives", "is not possible", hint)
+
+
 _RULES: tuple[tuple[type[HypervisorSection], Callable[[Any], Iterator[Problem]]], ...] = (
     (HypervisorSection, _files("path", "kernel", "initrd")),
     (VirtioFsSection, _files("virtio_fs_daemon")),
-    (FirecrackerConfig, _files("jailer_path")),
     (HypervisorSection, _sizes),
     (QemuConfig, _qemu),
+    (QemuConfig, _drives_qemu),
     (ClhConfig, _clh),
+    (FirecrackerConfig, _firecracker),
 )

@@ -1,8 +1,8 @@
 """``[hypervisor.X]``: the sections that say how a VM is made, one type each; the section is the choice of hypervisor.
 
 Names of sections and keys, and the defaults, are upstream's (Kata Containers 4.1.0, ``configuration-qemu.toml.in``,
-``-clh.toml.in``, ``-fc.toml.in``). Ours differ where a guest drives disks: upstream's default under QEMU is
-``virtio-scsi``, a controller and three modules more, and under Firecracker ``virtio-mmio``.
+``-clh.toml.in``, ``-fc.toml.in``). Ours differs where a guest of QEMU drives disks: upstream's default is
+``virtio-scsi``, a controller and three modules more.
 
 The types travel in ``create_vm`` and lie in a VM's record, told apart by ``hypervisor``. Who needs only what all of
 them have takes :class:`HypervisorSection`.
@@ -20,6 +20,7 @@ class BlockDriver(StrEnum):
 
     VIRTIO_BLK = "virtio-blk"
     VIRTIO_SCSI = "virtio-scsi"
+    VIRTIO_MMIO = "virtio-mmio"
 
 
 class BlockAio(StrEnum):
@@ -94,10 +95,19 @@ class ClhConfig(VirtioFsSection, frozen=True, kw_only=True, tag="clh"):
 
 
 class FirecrackerConfig(HypervisorSection, frozen=True, kw_only=True, tag="firecracker"):
-    """``[hypervisor.firecracker]``."""
+    """``[hypervisor.firecracker]``. Without a ``jailer_path`` Firecracker runs as root and sees the whole host.
+
+    Disks are plugged with ``virtio-blk`` (PCI, Firecracker 1.16 and later); with ``virtio-mmio`` each takes the place
+    of a placeholder that the VM was started with. ``placeholder_drives`` and ``read_only_placeholder_drives`` say how
+    many there are of each kind; these two keys are ours, upstream always has eight that can be written.
+    """
 
     path: str = "/usr/bin/firecracker"
     jailer_path: str = "/usr/bin/jailer"
+    disable_block_device_use: bool = False
+    block_device_driver: BlockDriver = BlockDriver.VIRTIO_MMIO
+    placeholder_drives: int = 8
+    read_only_placeholder_drives: int = 4
 
 
 HypervisorConfig = QemuConfig | ClhConfig | FirecrackerConfig

@@ -74,6 +74,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
         bus: the bus it is on, also while its removal is pending.
         slot: its place on the bus.
         pci_path: where the guest finds it; empty if it is not known.
+        storage_options: see :class:`common.services.vmm.AddedDevice`.
         state: ``attaching``, ``plugged``, ``attached``, ``detaching``, ``overdue``; ``quarantined``: the guest never
             let go; ``unknown``: found in the hypervisor, attached by nobody that we know.
         since: when it came into this state, in seconds since the epoch.
@@ -91,6 +92,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     bus: str
     slot: int
     pci_path: str = ""
+    storage_options: str = ""
     state: str
     since: float
     spec: DeviceSpec | None = None

@@ -41,6 +41,8 @@ class BusKind(StrEnum):
 
     PCI = "pci"
     SCSI = "scsi"
+    MMIO = "mmio"
+    MMIO_READ_ONLY = "mmio-read-only"
 
 
 class HotplugBus(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,7 +132,12 @@ class ShareSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag
         return BusKind.PCI
 
 
-_BLOCK_BUSES = {BlockDriver.VIRTIO_BLK: BusKind.PCI, BlockDriver.VIRTIO_SCSI: BusKind.SCSI}
+_BLOCK_BUSES = {
+    BlockDriver.VIRTIO_BLK: (BusKind.PCI, BusKind.PCI),
+    BlockDriver.VIRTIO_SCSI: (BusKind.SCSI, BusKind.SCSI),
+    BlockDriver.VIRTIO_MMIO: (BusKind.MMIO, BusKind.MMIO_READ_ONLY),
+}
+"""The buses of a disk that can be written, and of one that cannot."""
 
 
 class BlockSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="block"):
@@ -149,7 +156,7 @@ class BlockSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag
     @property
     def bus_kind(self) -> BusKind:
         """The kind of bus that it fits into."""
-        return _BLOCK_BUSES[self.driver]
+        return _BLOCK_BUSES[self.driver][self.is_read_only]
 
 
 DeviceSpec = ShareSpec | BlockSpec
@@ -180,11 +187,15 @@ class AddedDevice(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         hypervisor_id: what the hypervisor calls it; never used twice in one VM.
         pci_path: where the guest finds it, slots in hexadecimal from the root bus, for example ``02/00``. Of a device
-            on a SCSI bus: where it finds the controller; see :func:`scsi_address` for the rest.
+            on a SCSI bus: where it finds the controller; see :func:`scsi_address` for the rest. Of one on an MMIO bus:
+            what a guest without other disks has called it since its boot, for example ``vda``.
+        storage_options: what the agent must be told to find it, as options of a storage's driver
+            (:mod:`guest.agent.storage`) between commas; empty if that is the serial of the request and nothing else.
     """
 
     hypervisor_id: str
     pci_path: str
+    storage_options: str = ""
 
 
 class RemoveDevice(msgspec.Struct, frozen=True, kw_only=True):

@@ -163,7 +163,13 @@ class Commands:
         )
         added = await self._call(command, vmm.ADD_DEVICE, request, call_id=device.device_id)
         reach("add:answered")
-        self._answer(command, Event.ADDED, hypervisor_id=added.hypervisor_id, pci_path=added.pci_path)
+        self._answer(
+            command,
+            Event.ADDED,
+            hypervisor_id=added.hypervisor_id,
+            pci_path=added.pci_path,
+            storage_options=added.storage_options,
+        )
 
     async def _remove(self, batch: list[Command]) -> None:
         (command,) = batch

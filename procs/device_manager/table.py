@@ -172,29 +172,22 @@ class Table:
         self._claims.restore([device] if backing else [])
         return self._step(device, Event.FOUND, detail=present.hypervisor_id)
 
-    def apply(
-        self, device_id: str, event: Event, *, hypervisor_id: str = "", pci_path: str = "", detail: str = ""
-    ) -> Taken:
+    def apply(self, device_id: str, event: Event, *, detail: str = "", **learned: str) -> Taken:
         """Take one step of a device's life.
 
         Args:
             device_id: the device; it must exist.
             event: what happened to it.
-            hypervisor_id: what the hypervisor calls it, if that is learned now.
-            pci_path: where the guest finds it, if that is learned now.
-            detail: more for the device's history.
+            detail: more for the device's history; without it, what the hypervisor calls the device.
+            learned: fields of the device that are learned now; an empty one says nothing new.
 
         Raises:
             StateError: this may not happen to a device in its state.
             NotFoundError: there is no such device.
         """
         before = self.known(device_id)
-        device = msgspec.structs.replace(
-            before,
-            hypervisor_id=hypervisor_id or before.hypervisor_id,
-            pci_path=pci_path or before.pci_path,
-        )
-        return self._step(device, event, detail=detail or hypervisor_id)
+        device = msgspec.structs.replace(before, **{name: value for name, value in learned.items() if value})
+        return self._step(device, event, detail=detail or learned.get("hypervisor_id", ""))
 
     def hold(self, device_id: str, request: Attach) -> Taken:
         """Add a holder, whose lease begins; one that is there already stays as it is."""

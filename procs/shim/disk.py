@@ -31,6 +31,7 @@ _READ_ONLY_FILE_SYSTEMS = frozenset(("erofs",))
 _STORAGES: dict[BlockDriver, tuple[str, Callable[[Device], str]]] = {
     BlockDriver.VIRTIO_BLK: ("blk", lambda device: device.pci_path),
     BlockDriver.VIRTIO_SCSI: ("scsi", lambda device: scsi_address(device.slot)),
+    BlockDriver.VIRTIO_MMIO: ("mmioblk", lambda device: f"/dev/{device.pci_path}"),
 }
 
 
@@ -55,7 +56,7 @@ class Disk:
         driver, source_of = _STORAGES[self.spec.driver]
         return Storage(
             driver=driver,
-            driver_options=[f"serial={plugged.serial}"],
+            driver_options=(plugged.storage_options or f"serial={plugged.serial}").split(","),
             source=source_of(plugged),
             fstype=self.fstype,
             options=list(self.options),

@@ -30,6 +30,7 @@ class DeviceRecord(msgspec.Struct, kw_only=True):
         slot: its place there.
         serial: by which the device manager knows it.
         spec: what was asked for.
+        place: where in the guest it is, if that does not follow from bus and slot.
         daemon: the process that serves it; None until it is started.
         hypervisor_id: what the hypervisor calls it, if that is the hypervisor's choice; empty until it has answered.
     """
@@ -38,6 +39,7 @@ class DeviceRecord(msgspec.Struct, kw_only=True):
     slot: int
     serial: str
     spec: DeviceSpec
+    place: str = ""
     daemon: ProcessIdentity | None = None
     hypervisor_id: str = ""
 

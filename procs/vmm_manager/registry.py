@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 from common import log, paths, shards
 from common.errors import BugError, HypervisorError, KataError, NotFoundError, UnsupportedError, UsageError
-from common.linux import cgroup
+from common.linux import cgroup, mounts
 from common.services.vmm import DEVICE_REMOVED, VM_EXITED, DeviceRemoved, VmExited, VmStatus
 from procs.vmm_manager import record as records
 from procs.vmm_manager.record import VmRecord
@@ -211,11 +211,12 @@ async def _remove_remains(sandbox_id: str) -> None:
     """Kill all processes of a VM and remove its directory. The shim's `delete` may be doing the same.
 
     Raises:
-        BugError: a process does not end; what it holds is left alone.
+        BugError: a process does not end, or something stays mounted; what it holds is left alone.
     """
     try:
         await asyncio.to_thread(cgroup.kill, sandbox_id)
-    except TimeoutError as err:
+        await asyncio.to_thread(mounts.unmount_below, paths.vm_dir(sandbox_id))
+    except (TimeoutError, OSError) as err:
         raise BugError(str(err)) from err
     shutil.rmtree(paths.vm_dir(sandbox_id), onerror=_accept_missing)
 

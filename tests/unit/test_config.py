@@ -152,3 +152,45 @@ def test_find_prefers_what_was_asked_and_names_what_it_tried(tmp_path: Path) -> 
     assert config.find(str(file)) == str(file)
     with pytest.raises(UsageError, match=r"cannot find usable config file \(/nowhere/c\.toml\)"):
         config.find("/nowhere/c.toml")
+
+
+@pytest.fixture
+def firecracker_section(tmp_path: Path) -> dict[str, object]:
+    """A ``[hypervisor.firecracker]`` whose files exist."""
+    names = {"path": "firecracker", "jailer_path": "jailer", "kernel": "vmlinux", "initrd": "initrd"}
+    for name in names.values():
+        (tmp_path / name).touch()
+    return {key: str(tmp_path / name) for key, name in names.items()}
+
+
+def test_firecracker_gets_disks_unless_told_otherwise(tmp_path: Path, firecracker_section: dict[str, object]) -> None:
+    loaded = config.load(written(tmp_path, {"hypervisor": {"firecracker": firecracker_section}})).hypervisor
+    assert isinstance(loaded, config.FirecrackerConfig)
+    assert not loaded.disable_block_device_use
+    assert loaded.block_device_driver is config.BlockDriver.VIRTIO_MMIO
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"disable_block_device_use": True}, "leaves no way to give a guest its root file system"),
+        ({"block_device_driver": "virtio-scsi"}, 'set it to "virtio-mmio" or "virtio-blk"'),
+        ({"placeholder_drives": 12}, "together with read_only_placeholder_drives at most 15"),
+        ({"placeholder_drives": -1}, "neither kind of placeholder can be fewer than none"),
+        ({"jailer_path": "/no/such/jailer"}, "leave the path empty to run without one"),
+    ],
+)
+def test_what_firecracker_cannot_do_is_refused_before_anything_is_started(
+    tmp_path: Path, firecracker_section: dict[str, object], changes: dict[str, object], said: str
+) -> None:
+    path = written(tmp_path, {"hypervisor": {"firecracker": {**firecracker_section, **changes}}})
+    with pytest.raises(UsageError) as failure:
+        config.load(path)
+    assert said in str(failure.value)
+
+
+def test_without_a_jailer_firecracker_may_have_any_files(
+    tmp_path: Path, firecracker_section: dict[str, object]
+) -> None:
+    section = {**firecracker_section, "jailer_path": ""}
+    assert config.load(written(tmp_path, {"hypervisor": {"firecracker": section}})).hypervisor.name == "firecracker"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from procs.vmm_manager.record import VmRecord
 
 DRIVERS = {
+    "firecracker": "procs.vmm_manager.drivers.firecracker.driver:FirecrackerDriver",
     "qemu": "procs.vmm_manager.drivers.qemu.driver:QemuDriver",
     "clh": "procs.vmm_manager.drivers.cloud_hypervisor.driver:ClhDriver",
 }

@@ -1,0 +1,195 @@
+"""What the machine has: its configuration, its drives; and in which words it refuses.
+
+Source of words: src/vmm/src/rpc_interface.rs, src/vmm/src/vmm_config and src/vmm/src/device_manager of Firecracker
+1.12.1 and 1.16.1; a real 1.16.1, driven with a guest (docs/hypervisors/firecracker.md).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.testing.fake_firecracker.guest import Guest
+
+_SLOTS = 32
+_HOTPLUG_SINCE = (1, 16)
+_TIME_DEVICE_SINCE = (1, 15)
+_BOOT_FILES = {
+    "kernel_image_path": "The kernel file cannot be opened:",
+    "initrd_path": "The initrd file cannot be opened due to invalid path or invalid permissions.",
+}
+_NO_SLOT = "PCI manager error: PCI root error: Could not find an available device slot on the PCI bus."
+_ELF = b"\x7fELF"
+_AFTER_START = "The requested operation is not supported after starting the microVM."
+_BEFORE_START = "The requested operation is not supported before starting the microVM."
+
+
+class RefusalError(Exception):
+    """An answer with status 400; the text is its ``fault_message``."""
+
+
+@dataclass
+class Drive:
+    """A drive, and the file that it has open."""
+
+    path: str
+    is_read_only: bool
+    body: dict[str, Any]
+    slot: int = 0
+
+
+@dataclass
+class Machine:
+    """A machine as it was started.
+
+    Attributes:
+        instance_id: ``--id``.
+        version: which Firecracker it is.
+        has_pci: ``--enable-pci``.
+        is_jailed: whether the working directory is all it sees.
+    """
+
+    instance_id: str
+    version: tuple[int, ...]
+    has_pci: bool
+    is_jailed: bool
+    is_started: bool = False
+    drives: dict[str, Drive] = field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    guest: Guest = field(default_factory=Guest)
+    vsock: socket.socket | None = None
+
+    def info(self) -> dict[str, str]:
+        """Answer ``GET /``."""
+        state = "Running" if self.is_started else "Not started"
+        version = ".".join(map(str, self.version))
+        return {"id": self.instance_id, "state": state, "vmm_version": version, "app_name": "Firecracker"}
+
+    def config(self) -> dict[str, Any]:
+        """Answer ``GET /vm/config``, as far as it is looked at."""
+        drives = [{**drive.body, "path_on_host": drive.path} for drive in self.drives.values()]
+        names = ("boot-source", "machine-config", "vsock", "entropy")
+        return {"drives": drives, **{name: self.settings.get(name) for name in names}}
+
+    def set(self, name: str, body: dict[str, Any]) -> None:
+        """Take a part of the configuration."""
+        self._require_before_start()
+        if name == "boot-source":
+            for key, wrong in _BOOT_FILES.items():
+                self._open(str(body[key]), f"Boot source error: {wrong} {{}}")
+        elif name == "vsock":
+            self.vsock = socket.socket(socket.AF_UNIX)
+            self.vsock.bind(str(self._path(str(body["uds_path"]))))
+            self.vsock.listen()
+        self.settings[name] = body
+
+    def act(self, _: str, body: dict[str, Any]) -> None:
+        """Boot, which is the one action that is asked for."""
+        assert body == {"action_type": "InstanceStart"}
+        self._require_before_start()
+        if "boot-source" not in self.settings:
+            raise RefusalError("Start microvm error: Cannot start microvm without kernel configuration.")
+        kernel = self._path(self.settings["boot-source"]["kernel_image_path"])
+        with kernel.open("rb") as file:
+            if file.read(len(_ELF)) != _ELF:
+                raise RefusalError("Start microvm error: Cannot load kernel: Invalid Elf magic number")
+        if len(self.drives) + 2 > self._most_devices():
+            raise RefusalError("Start microvm error: Could not attach device: MMIO transport error: no GSI is left")
+        self.is_started = True
+        print("Linux version 6.1 (fake)", flush=True)  # noqa: T201 - the guest's console
+
+    def put_drive(self, drive_id: str, body: dict[str, Any]) -> None:
+        """Add a drive: to the configuration, or to the running VM."""
+        if body.get("drive_id") != drive_id:
+            raise RefusalError("The id from the path does not match the id from the body!")
+        if self.is_started:
+            self._require_hotplug(_AFTER_START)
+            if drive_id in self.drives:
+                raise RefusalError("Device ID in use")
+        is_read_only, path = bool(body.get("is_read_only")), str(body["path_on_host"])
+        wrong = "Drive config error: Unable to create the virtio block device: Virtio backend error: {}"
+        self._open_disk(path, is_read_only, wrong)
+        slot = self._free_slot() if self.has_pci else 0
+        self.drives[drive_id] = Drive(path, is_read_only, body, slot)
+
+    def patch_drive(self, drive_id: str, body: dict[str, Any]) -> None:
+        """Put another file behind a drive."""
+        if not self.is_started:
+            raise RefusalError(_BEFORE_START)
+        wrong = "Drive config error: Unable to patch the block device: {} Please verify the request arguments."
+        if drive_id not in self.drives:
+            raise RefusalError(wrong.format("Failed perform action on device: Device not found"))
+        drive = self.drives[drive_id]
+        self._open_disk(str(body["path_on_host"]), drive.is_read_only, wrong.format("Block: Virtio backend error: {}"))
+        drive.path = str(body["path_on_host"])
+
+    def delete_drive(self, drive_id: str, _: dict[str, Any]) -> None:
+        """Take a drive away, whatever the guest does with it."""
+        if not self.is_started:
+            raise RefusalError(_BEFORE_START)
+        self._require_hotplug(f"Invalid request method and/or path: DELETE drives/{drive_id}.")
+        if drive_id not in self.drives:
+            raise RefusalError("Device not found")
+        self.guest.lose(self.drives.pop(drive_id).slot)
+
+    def slots(self) -> dict[int, str]:
+        """Return the file behind the device of each PCI slot."""
+        return {drive.slot: drive.path for drive in self.drives.values()}
+
+    def seen(self) -> dict[str, str | None]:
+        """Return what the guest sees."""
+        if self.has_pci:
+            return {str(slot): file for slot, file in self.guest.sees.items()}
+        return {drive_id: drive.path for drive_id, drive in self.drives.items()}
+
+    def _require_before_start(self) -> None:
+        if self.is_started:
+            raise RefusalError(_AFTER_START)
+
+    def _require_hotplug(self, older_say: str) -> None:
+        if self.version < _HOTPLUG_SINCE:
+            raise RefusalError(older_say)
+        if not self.has_pci:
+            raise RefusalError("PCI is not enabled")
+
+    def _most_devices(self) -> int:
+        """Return how many devices have an interrupt: 19 on x86, some taken by the platform's own."""
+        if self.has_pci:
+            return _SLOTS - 1
+        return 17 if self.version >= _TIME_DEVICE_SINCE else 18
+
+    def _free_slot(self) -> int:
+        """Return the lowest free slot; bridge, vsock and entropy have the first ones of a VM that has started."""
+        first = 1 + (len({"vsock", "entropy"} & self.settings.keys()) if self.is_started else 0)
+        taken = {drive.slot for drive in self.drives.values()}
+        free = [slot for slot in range(first, _SLOTS) if slot not in taken]
+        if not free:
+            raise RefusalError(_NO_SLOT)
+        return free[0]
+
+    def _path(self, path: str) -> Path:
+        return Path(path.lstrip("/")) if self.is_jailed else Path(path)
+
+    def _open(self, path: str, wrong: str, *, writable: bool = False) -> os.stat_result:
+        """Open a file as the jail's user could; return what it is."""
+        try:
+            found = self._path(path).stat()
+            owner = Path().stat().st_uid
+            rights = found.st_mode >> (6 if found.st_uid == owner else 0)
+            if owner and not (rights & 4 and (rights & 2 or not writable)):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            os.close(os.open(self._path(path), os.O_RDWR if writable else os.O_RDONLY))
+        except OSError as err:
+            raise RefusalError(wrong.format(f"{err.strerror} (os error {err.errno})")) from err
+        return found
+
+    def _open_disk(self, path: str, is_read_only: bool, wrong: str) -> None:
+        found = self._open(
+            path, wrong.format(f"Error manipulating the backing file: {{}} {path}"), writable=not is_read_only
+        )
+        assert stat.S_ISREG(found.st_mode) or stat.S_ISBLK(found.st_mode), path

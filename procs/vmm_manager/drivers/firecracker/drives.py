@@ -1,0 +1,147 @@
+"""The disks that come and go while a VM runs: put in, taken out, accounted for.
+
+Ids come from a counter in the VM's record that only grows. What is to be done is in the record before it is done;
+Firecracker's own configuration (``GET /vm/config``) says what was done, since a disk's file in the jail is named as the
+disk. So a call without an answer is settled by that list, and a manager that dies leaves nothing that the next one does
+not find.
+
+A removal is over when Firecracker answers: it has closed the file. The guest must have let go *before* (``places``).
+
+One lock orders what we do to a VM's disks; no guest is awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, ExitStack, suppress
+from typing import TYPE_CHECKING
+
+from common import log
+from common.errors import AlreadyExistsError, DeadlineError, KataError, NotFoundError
+from common.services.vmm import AddedDevice, BlockSpec, PresentDevice
+from procs.vmm_manager.drivers.firecracker.places import require
+from procs.vmm_manager.record import DeviceRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from common.services.vmm import AddDevice
+    from procs.vmm_manager.drivers.firecracker.api import Api
+    from procs.vmm_manager.drivers.firecracker.jail import Jail
+    from procs.vmm_manager.drivers.firecracker.places import Places
+    from procs.vmm_manager.record import VmRecord
+
+_PREFIX = "disk_"
+
+
+class Drives:
+    """Puts in and takes out; owns the ``devices`` of the record."""
+
+    def __init__(
+        self, record: VmRecord, places: Places, api: Api, jail: Jail, on_removed: Callable[[str], None]
+    ) -> None:
+        self._record = record
+        self._places = places
+        self._api = api
+        self._jail = jail
+        self._on_removed = on_removed
+        self._lock = asyncio.Lock()
+
+    async def add(self, request: AddDevice) -> AddedDevice:
+        """Put a disk in; undone if a step fails.
+
+        Raises:
+            AlreadyExistsError: the slot is taken.
+            UsageError: there is no such slot, or the source is no disk.
+            HypervisorError: Firecracker refused.
+        """
+        require(self._places, request.bus, request.slot)
+        async with self._lock, AsyncExitStack() as undo:
+            self._require_free(request)
+            device_id, device = self._enter(request)
+            undo.push_async_callback(self._undo, device_id)
+            try:
+                options = await self._put_in(device_id, device)
+            except asyncio.CancelledError:
+                undo.pop_all()  # the manager stops: the next one asks how far this came
+                raise
+            undo.pop_all()
+        return AddedDevice(hypervisor_id=device_id, pci_path=device.place, storage_options=options)
+
+    async def remove(self, device_id: str) -> None:
+        """Take a disk out that the guest has let go.
+
+        Raises:
+            NotFoundError: there is none of this id.
+            HypervisorError: Firecracker refused.
+        """
+        async with self._lock:
+            if device_id not in self._record.devices:
+                raise NotFoundError(f"Firecracker has no disk {device_id}")
+            await self._clear(device_id)
+        self._on_removed(device_id)
+
+    async def present(self) -> list[PresentDevice]:
+        """Return the disks that Firecracker has."""
+        has, known = await self._has(), self._record.devices
+        return [
+            PresentDevice(hypervisor_id=device_id, bus=device.bus, slot=device.slot, serial=device.serial)
+            for device_id, device in known.items()
+            if device_id in has
+        ]
+
+    async def reconcile(self) -> None:
+        """Forget, and tell, what an earlier manager entered and Firecracker does not have."""
+        async with self._lock:
+            for device_id in self._record.devices.keys() - await self._has():
+                self._forget(device_id)
+                self._on_removed(device_id)
+
+    def _require_free(self, request: AddDevice) -> None:
+        for device_id, device in self._record.devices.items():
+            if (device.bus, device.slot) == (request.bus, request.slot):
+                raise AlreadyExistsError(f"slot {request.slot} of hotplug bus {request.bus} holds {device_id}")
+
+    def _enter(self, request: AddDevice) -> tuple[str, DeviceRecord]:
+        device_id = f"{_PREFIX}{self._record.next_device}"
+        device = DeviceRecord(bus=request.bus, slot=request.slot, serial=request.serial, spec=request.spec)
+        device.place = self._places.place(device, [other.place for other in self._record.devices.values()])
+        self._record.next_device += 1
+        self._record.devices[device_id] = device
+        self._record.save()
+        return device_id, device
+
+    async def _put_in(self, device_id: str, device: DeviceRecord) -> str:
+        """Have Firecracker take a disk; return what the agent must know."""
+        assert isinstance(device.spec, BlockSpec), "what Capabilities say"
+        with ExitStack() as stack:
+            lent = await asyncio.to_thread(stack.enter_context, self._jail.lent(device_id, device.spec))
+            try:
+                await self._places.put_in(self._api, device_id, device)
+            except DeadlineError:
+                if device_id not in await self._has():
+                    raise
+        return self._places.options(lent)
+
+    async def _undo(self, device_id: str) -> None:
+        try:
+            await self._clear(device_id)
+        except KataError as err:
+            log.get().error("a refused disk stays", device=device_id, error=str(err))
+
+    async def _clear(self, device_id: str) -> None:
+        """Take a disk out if it is in, then forget it."""
+        if device_id in await self._has():
+            with suppress(NotFoundError):
+                await self._places.take_out(self._api, device_id, self._record.devices[device_id])
+        self._forget(device_id)
+
+    def _forget(self, device_id: str) -> None:
+        del self._record.devices[device_id]
+        with suppress(FileNotFoundError):  # the sandbox was cleaned up
+            self._record.save()
+
+    async def _has(self) -> set[str]:
+        """Return the disks that Firecracker has: their files' names."""
+        drives = (await self._api.get("/vm/config")).get("drives", [])
+        return {name for name in (str(drive.get("path_on_host")) for drive in drives) if name.startswith(_PREFIX)}

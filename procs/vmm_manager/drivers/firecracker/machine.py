@@ -1,0 +1,88 @@
+"""One VM under Firecracker: its process, its API, its disks.
+
+Only the process is watched, by pidfd: its end is the VM's end, and a guest that panics or resets ends it. The API has
+no events, and what it does is done when it answers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from procs.vmm_manager.drivers.firecracker import places
+from procs.vmm_manager.drivers.firecracker.api import Api
+from procs.vmm_manager.drivers.firecracker.drives import Drives
+from procs.vmm_manager.drivers.output import Output
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from common.config import FirecrackerConfig
+    from common.services.vmm import AddDevice, AddedDevice, PresentDevice, Vm
+    from procs.vmm_manager.drivers.console import Console
+    from procs.vmm_manager.drivers.firecracker.jail import Jail
+    from procs.vmm_manager.drivers.spawn import Process
+    from procs.vmm_manager.record import VmRecord
+
+LOG = "log"
+"""The FIFO of Firecracker's log, in the jail; the guest's serial port is its standard output."""
+
+
+class FirecrackerMachine:
+    """A running Firecracker; see :class:`procs.vmm_manager.drivers.Machine`."""
+
+    def __init__(
+        self,
+        record: VmRecord,
+        vm: Vm,
+        config: FirecrackerConfig,
+        process: Process,
+        console: Console,
+        jail: Jail,
+        on_removed: Callable[[str], None],
+    ) -> None:
+        self.vm = vm
+        self._process = process
+        self._console = console
+        self._api = Api(str(jail.root))
+        self._log = Output(jail.root / LOG)
+        self._drives = Drives(record, places.of(config), self._api, jail, on_removed)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether Firecracker lives."""
+        return self._process.is_running
+
+    async def take_over(self) -> None:
+        """Ask what became of the disks of a VM that an earlier manager started."""
+        await self._drives.reconcile()
+
+    async def wait_end(self) -> None:
+        """Wait until Firecracker is gone."""
+        await self._process.wait()
+        self._console.close()
+        if self._log.fd >= 0:  # the first of those who wait
+            self._log.close()
+
+    async def runstate(self) -> str:
+        """Return Firecracker's state: ``running`` or ``paused``."""
+        return str((await self._api.get("/"))["state"]).lower()
+
+    async def console_tail(self) -> str:
+        """Return the last of what the guest printed."""
+        return self._console.tail()
+
+    def log_tail(self) -> str:
+        """Return the last of what Firecracker printed of its own, and logged."""
+        return self._process.output.tail() + self._log.tail()
+
+    async def add_device(self, request: AddDevice) -> AddedDevice:
+        """Put a disk in; see :meth:`Drives.add`."""
+        return await self._drives.add(request)
+
+    async def remove_device(self, hypervisor_id: str) -> None:
+        """Take a disk out; see :meth:`Drives.remove`."""
+        await self._drives.remove(hypervisor_id)
+
+    async def present_devices(self) -> list[PresentDevice]:
+        """Return the disks that Firecracker has."""
+        return await self._drives.present()

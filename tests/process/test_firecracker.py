@@ -1,0 +1,312 @@
+"""Firecracker's driver, with a fake Firecracker and its jailer: from the first argument to nothing that is left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import stat
+import sys
+import uuid
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from common import paths
+from common.config import BlockDriver, FirecrackerConfig
+from common.errors import AlreadyExistsError, HypervisorError, NotFoundError, UnsupportedError, UsageError
+from common.linux import cgroup, identity, mounts
+from common.services.channel import HybridVsock
+from common.services.vmm import AddDevice, BlockSpec
+from common.testing.fake_firecracker.server import CONTROL_SOCKET
+from common.testing.isolation import in_event_loop
+from common.workers import Workers
+from procs.vmm_manager.drivers.firecracker.driver import FirecrackerDriver
+from procs.vmm_manager.record import VmRecord
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from procs.vmm_manager.drivers.firecracker.machine import FirecrackerMachine
+
+MIB = 1 << 20
+
+
+@dataclass
+class Stand:
+    """A machine, its record, what was told of it, and how to demand things of the fake."""
+
+    driver: FirecrackerDriver
+    record: VmRecord
+    machine: FirecrackerMachine
+    workers: Workers
+    removed: list[str]
+
+    @property
+    def root(self) -> Path:
+        (root,) = Path(paths.vm_dir(self.record.sandbox_id)).glob("jail/*/*/root")
+        return root
+
+    async def ask(self, order: str, **arguments: object) -> Any:  # noqa: ANN401 - JSON
+        reader, writer = await asyncio.open_unix_connection(str(self.root / CONTROL_SOCKET))
+        with closing(writer):
+            writer.write(json.dumps({"order": order, **arguments}).encode() + b"\n")
+            return json.loads(await reader.readline())
+
+    async def said(self) -> list[str]:
+        """Return what was said, without questions."""
+        said: list[str] = await self.ask("transcript")
+        questions = {number for number, line in enumerate(said) if line.startswith("-> GET")}
+        return [line for number, line in enumerate(said) if not {number, number - 1} & questions]
+
+    def request(self, source: Path, slot: int = 0, *, bus: str = "", is_read_only: bool = False) -> AddDevice:
+        assert self.record.config is not None
+        spec = BlockSpec(source=str(source), is_read_only=is_read_only, driver=self.record.config.block_device_driver)
+        kinds = {own.kind: own.name for own in self.machine.vm.hotplug_buses}
+        return AddDevice(
+            sandbox_id=self.record.sandbox_id, spec=spec, bus=bus or kinds[spec.bus_kind], slot=slot, serial="5" * 20
+        )
+
+    async def adopt(self) -> None:
+        """Have another manager take the VM over."""
+        found = await self.driver.adopt(self.record, self.workers, self.removed.append)
+        assert found is not None
+        self.machine = found
+
+
+def installed(directory: Path, version: str) -> dict[str, Any]:
+    """Write programs that can be started as Firecracker and its jailer, and what they boot."""
+    commands = {
+        "firecracker": f"common.testing.fake_firecracker --as-version {version}",
+        "jailer": "common.testing.fake_firecracker.jailer",
+    }
+    for name, command in commands.items():
+        (directory / name).write_text(f'#!/bin/sh\nexec {sys.executable} -P -m {command} "$@"\n')
+        (directory / name).chmod(0o755)
+    (directory / "kernel").write_bytes(b"\x7fELF")
+    (directory / "initrd").write_bytes(b"0")
+    verdict = {"boot_id": identity.boot_id(), "accelerator": "kvm", "reason": "a fake needs none"}
+    (directory / "probe.json").write_bytes(msgspec.json.encode(verdict))
+    return {
+        "path": str(directory / "firecracker"),
+        "jailer_path": str(directory / "jailer"),
+        "kernel": str(directory / "kernel"),
+        "initrd": str(directory / "initrd"),
+    }
+
+
+@asynccontextmanager
+async def starting(
+    run_dir: Path,
+    version: str = "1.16.1",
+    **changes: Any,  # noqa: ANN401 - fields of FirecrackerConfig
+) -> AsyncIterator[Stand]:
+    """Start a VM and end all of it."""
+    sandbox_id = f"f{uuid.uuid4().hex[:8]}_x"
+    config = FirecrackerConfig(**{**installed(run_dir, version), **changes})
+    record = VmRecord(sandbox_id=sandbox_id, config=config)
+    Path(paths.vm_dir(sandbox_id)).mkdir(parents=True)
+    cgroup.create(sandbox_id)
+    removed: list[str] = []
+    try:
+        async with Workers() as workers:
+            driver = FirecrackerDriver()
+            machine = await driver.start(record, workers, removed.append)
+            yield Stand(driver, record, machine, workers, removed)
+            await asyncio.to_thread(cgroup.kill, sandbox_id)
+            await machine.wait_end()
+    finally:
+        cgroup.kill(sandbox_id)
+        mounts.unmount_below(paths.vm_dir(sandbox_id))
+
+
+def disk(run_dir: Path, name: str, size: int = MIB) -> Path:
+    file = run_dir / name
+    file.write_bytes(bytes(size))
+    return file
+
+
+PCI = {"block_device_driver": BlockDriver.VIRTIO_BLK}
+
+
+@in_event_loop
+async def test_a_vm_is_configured_started_and_reached_by_vsock(run_dir: Path) -> None:
+    async with starting(run_dir) as stand:
+        vm = stand.machine.vm
+        assert (vm.version, vm.accelerator, await stand.machine.runstate()) == ("1.16.1", "kvm", "running")
+        assert isinstance(vm.channel, HybridVsock)
+        assert stat.S_ISSOCK(Path(vm.channel.socket).stat().st_mode)
+        said = await stand.said()
+        assert [line.split()[2] for line in said if line.startswith("-> PUT")][:4] == [
+            "/machine-config",
+            "/boot-source",
+            "/vsock",
+            "/entropy",
+        ]
+        assert said[-2:] == ["-> PUT /actions", "<- done"]
+        assert len([line for line in said if line.startswith("-> PUT /drives/drive_")]) == 12
+
+
+@in_event_loop
+async def test_a_jail_has_a_user_of_its_own_and_nothing_of_the_host_that_the_vm_has_read(run_dir: Path) -> None:
+    async with starting(run_dir) as one, starting(run_dir) as other:
+        owners = {stand.root.stat().st_uid for stand in (one, other)}
+        assert len(owners) == 2
+        assert min(owners) >= 0x70000000
+        assert mounts.mounted_below(str(one.root)) == []
+        assert {file.name for file in one.root.iterdir()}.isdisjoint({"kernel", "initrd"})
+        assert os.statvfs(one.root).f_blocks * 4096 <= 64 * MIB, "what it can write is bounded"
+
+
+@in_event_loop
+async def test_a_disk_on_pci_is_found_by_slot_and_serial_and_leaves_no_trace(run_dir: Path) -> None:
+    async with starting(run_dir, **PCI) as stand:
+        first = await stand.machine.add_device(stand.request(disk(run_dir, "a")))
+        second = await stand.machine.add_device(stand.request(disk(run_dir, "b"), 7))
+        assert (first.hypervisor_id, first.pci_path) == ("disk_1", "03")
+        assert (second.hypervisor_id, second.pci_path) == ("disk_2", "04"), "the lowest free slot, whatever ours is"
+        assert first.storage_options.endswith(",untold")
+        assert first.storage_options != second.storage_options
+        assert not (stand.root / "disk_1").exists(), "the node is there only while it is opened"
+        await stand.ask("remove", slot=3)
+        await stand.machine.remove_device("disk_1")
+        assert stand.removed == ["disk_1"]
+        third = await stand.machine.add_device(stand.request(disk(run_dir, "a")))
+        assert (third.hypervisor_id, third.pci_path) == ("disk_3", "03")
+        assert third.storage_options != first.storage_options, "the same file, another attach, another serial"
+        assert [device.hypervisor_id for device in await stand.machine.present_devices()] == ["disk_2", "disk_3"]
+
+
+@in_event_loop
+async def test_a_disk_takes_the_place_of_a_placeholder_that_fits(run_dir: Path) -> None:
+    async with starting(run_dir, "1.12.1", placeholder_drives=2, read_only_placeholder_drives=1) as stand:
+        added = await stand.machine.add_device(stand.request(disk(run_dir, "a"), 1))
+        assert (added.hypervisor_id, added.pci_path) == ("disk_1", "vdb")
+        assert added.storage_options.endswith(f",sectors={MIB // 512}")
+        read_only = await stand.machine.add_device(stand.request(disk(run_dir, "b"), is_read_only=True))
+        assert read_only.pci_path == "vdc"
+        files = await stand.ask("guest")
+        assert files == {"drive_0": "placeholder", "drive_1": "disk_1", "drive_2": "disk_2"}
+        await stand.machine.remove_device("disk_1")
+        assert (await stand.ask("guest"))["drive_1"] == "placeholder"
+        assert stand.removed == ["disk_1"]
+
+
+@pytest.mark.parametrize("changes", [PCI, {}], ids=["pci", "placeholders"])
+@pytest.mark.parametrize("how", ["acted and refused", "refused"])
+@in_event_loop
+async def test_a_refused_disk_is_undone_whole(run_dir: Path, changes: dict[str, Any], how: str) -> None:
+    async with starting(run_dir, **changes) as stand:
+        verb = "PUT" if changes else "PATCH"
+        await stand.ask("misbehave", what=f"{verb} /drives", how=how, times=1)
+        with pytest.raises(HypervisorError, match="demanded"):
+            await stand.machine.add_device(stand.request(disk(run_dir, "a")))
+        assert await stand.machine.present_devices() == []
+        assert stand.record.devices == {}
+        assert "400 Bad Request. Message: demanded" in stand.machine.log_tail()
+        again = await stand.machine.add_device(stand.request(disk(run_dir, "a")))
+        assert again.hypervisor_id == "disk_2", "no id is used twice"
+
+
+@in_event_loop
+async def test_a_slot_that_is_taken_or_not_there_and_a_disk_that_is_none_are_refused(run_dir: Path) -> None:
+    async with starting(run_dir, **PCI) as stand:
+        await stand.machine.add_device(stand.request(disk(run_dir, "a")))
+        before = len(await stand.said())
+        with pytest.raises(AlreadyExistsError, match="holds disk_1"):
+            await stand.machine.add_device(stand.request(disk(run_dir, "b")))
+        with pytest.raises(UsageError, match="no slot 29"):
+            await stand.machine.add_device(stand.request(disk(run_dir, "b"), 29))
+        with pytest.raises(UsageError, match="neither a regular file nor a block device"):
+            await stand.machine.add_device(stand.request(run_dir, 1))
+        with pytest.raises(NotFoundError):
+            await stand.machine.remove_device("disk_9")
+        assert len(await stand.said()) == before, "Firecracker was not asked"
+
+
+@in_event_loop
+async def test_the_next_manager_takes_over_and_settles_what_was_half_done(run_dir: Path) -> None:
+    async with starting(run_dir, **PCI) as stand:
+        await stand.machine.add_device(stand.request(disk(run_dir, "a")))
+        half = msgspec.structs.replace(stand.record.devices["disk_1"], slot=1, place="04")
+        stand.record.devices["disk_2"], stand.record.next_device = half, 3
+        stand.record.save()
+        await stand.adopt()
+        assert stand.removed == ["disk_2"]
+        assert list(stand.record.devices) == ["disk_1"]
+        await stand.machine.remove_device("disk_1")
+        assert (await stand.machine.add_device(stand.request(disk(run_dir, "a")))).hypervisor_id == "disk_3"
+
+
+@in_event_loop
+async def test_a_guest_that_panics_ends_the_vm_and_its_last_words_are_known(run_dir: Path) -> None:
+    async with starting(run_dir) as stand:
+        with pytest.raises(json.JSONDecodeError):
+            await stand.ask("panic")
+        await stand.machine.wait_end()
+        assert not stand.machine.is_running
+        assert "Kernel panic - not syncing: demanded" in await stand.machine.console_tail()
+        assert await stand.driver.adopt(stand.record, stand.workers, stand.removed.append) is None
+
+
+@in_event_loop
+async def test_without_a_jailer_the_same_works(run_dir: Path) -> None:
+    async with starting(run_dir, jailer_path="", **PCI) as stand:
+        assert stand.root.stat().st_uid == 0
+        assert (await stand.machine.add_device(stand.request(disk(run_dir, "a")))).pci_path == "03"
+
+
+@pytest.mark.parametrize(
+    ("version", "changes", "said"),
+    [
+        ("1.11.0", {}, "Firecracker 1.11.0 is not supported (install 1.12 or later"),
+        ("1.15.1", PCI, "cannot plug disks on PCI, which 1.16 and later can (set hypervisor.firecracker.block_device"),
+    ],
+)
+@in_event_loop
+async def test_what_a_version_cannot_do_is_said_before_anything_is_started(
+    run_dir: Path, version: str, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UnsupportedError) as failure:
+        async with starting(run_dir, version, **changes):
+            pass
+    assert said in str(failure.value)
+    assert list(run_dir.glob("sandboxes/*/vm/*")) == []
+
+
+@in_event_loop
+async def test_without_kvm_that_is_said(run_dir: Path) -> None:
+    programs = installed(run_dir, "1.16.1")
+    verdict = {"boot_id": identity.boot_id(), "accelerator": "tcg", "reason": "there is no /dev/kvm"}
+    (run_dir / "probe.json").write_bytes(msgspec.json.encode(verdict))
+    record = VmRecord(sandbox_id="k", config=FirecrackerConfig(**programs))
+    async with Workers() as workers:
+        with pytest.raises(UnsupportedError, match="there is no /dev/kvm"):
+            await FirecrackerDriver().start(record, workers, lambda _: None)
+
+
+@in_event_loop
+async def test_a_kernel_that_is_none_is_refused_in_firecrackers_words_and_one_that_nobody_may_read_in_ours(
+    run_dir: Path,
+) -> None:
+    (run_dir / "bzImage").write_bytes(b"MZ")
+    with pytest.raises(HypervisorError, match="Invalid Elf magic number"):
+        async with starting(run_dir, kernel=str(run_dir / "bzImage")):
+            pass
+    (run_dir / "bzImage").chmod(0o600)
+    with pytest.raises(UsageError, match="cannot be read by the user that a jailed VM runs as"):
+        async with starting(run_dir, kernel=str(run_dir / "bzImage")):
+            pass
+
+
+@in_event_loop
+async def test_a_jailer_that_refuses_is_quoted(run_dir: Path) -> None:
+    (run_dir / "nojail").write_text("#!/bin/sh\necho it will not; exit 1\n")
+    (run_dir / "nojail").chmod(0o755)
+    with pytest.raises(HypervisorError, match="ended before it ran: it will not"):
+        async with starting(run_dir, jailer_path=str(run_dir / "nojail")):
+            pass
