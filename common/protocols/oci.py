@@ -2,7 +2,7 @@
 
 Field numbers: ``oci.proto`` of Kata Containers 4.1.0. JSON: https://github.com/opencontainers/runtime-spec 1.0,
 ``config.md`` and ``config-linux.md``. What is not declared here does not enter the guest: block I/O and network limits
-are about devices of the host.
+are about devices of the host. ``unified`` is ours: upstream's protocol has no such field, so its number is far away.
 
 The two differ where a number is optional: JSON knows "absent", proto3 only zero. :func:`to_json` therefore leaves out
 zeros and empty values, except where OCI requires the key (:data:`_REQUIRED`). Shared by the shim and the agent.
@@ -145,12 +145,32 @@ class LinuxPids(Message):
     limit: int = int_(1)
 
 
-class LinuxResources(Message):
-    """Limits of a container's cgroup."""
+class LinuxDeviceCgroup(Message):
+    """Which devices may be used, in the order of the rules; for a number, -1 is any."""
 
+    allow: bool = boolean(1)
+    type: str = string(2)
+    major: int = int_(3)
+    minor: int = int_(4)
+    access: str = string(5)
+
+
+class LinuxHugepageLimit(Message):
+    """Limit of huge pages of one size (``2MB``), in bytes."""
+
+    page_size: str = string(1)
+    limit: int = uint(2)
+
+
+class LinuxResources(Message):
+    """Limits of a container's cgroup; ``unified`` are files of cgroup v2 and what to write into them."""
+
+    devices: list[LinuxDeviceCgroup] = messages(1, LinuxDeviceCgroup)
     memory: LinuxMemory | None = message(2, LinuxMemory)
     cpu: LinuxCPU | None = message(3, LinuxCPU)
     pids: LinuxPids | None = message(4, LinuxPids)
+    hugepage_limits: list[LinuxHugepageLimit] = messages(6, LinuxHugepageLimit)
+    unified: dict[str, str] = string_map(1000)
 
 
 class LinuxSeccompArg(Message):
@@ -241,7 +261,7 @@ _JSON_NAMES = {
 _REQUIRED = frozenset(
     (
         *("oci_version", "terminal", "uid", "gid", "cwd", "hard", "soft", "host_id", "container_id", "size"),
-        *("index", "value", "op", "action", "default_action"),
+        *("index", "value", "op", "action", "default_action", "allow", "major", "minor"),
     )
 )
 """Fields whose key OCI requires, also with a value that is zero or empty."""

@@ -2,14 +2,15 @@
 
 The configuration is made for a container on the host. In the guest, the VM is the boundary, and some of it means
 nothing there or does harm (the rules are upstream's, Kata Containers 4.1.0, ``kata_agent.go``, ``constrainGRPCSpec``;
-but a limit of processes, which upstream drops too, holds in the guest):
+but limits of processes and rules for character devices, which upstream drops too, hold in the guest):
 
 - hooks are programs of the host (:mod:`procs.shim.hooks`);
 - seccomp is off in the guest unless ``disable_guest_seccomp = false``; the guest has no AppArmor profiles and no
   SELinux policy;
 - a device node is made by its number, which for a character device is the same everywhere; a block device's number
   would be another disk in the guest;
-- device rules, block and network limits and the choice of CPUs are about the host;
+- rules for block devices go with their numbers, and so do block and network limits; the choice of CPUs is about the
+  host;
 - the guest has one network, one cgroup tree and one clock: those namespaces are not made again, and the paths of the
   others are the host's;
 - the cgroup path is the host's, in one of several forms.
@@ -27,7 +28,7 @@ from common.errors import UsageError
 from common.protocols.agent import SHARE_MOUNT_POINT
 
 _DROPPED_NAMESPACES = frozenset(("cgroup", "network", "time"))
-_KEPT_RESOURCES = ("memory", "cpu", "pids")
+_KEPT_RESOURCES = ("memory", "cpu", "pids", "hugepageLimits", "unified")
 _GUESTS_OWN = ("/proc", "/sys", "/dev")
 _BINDS = frozenset(("bind", "rbind"))
 
@@ -87,12 +88,20 @@ def _linux(linux: Json, container_id: str, *, is_seccomp_wanted: bool) -> Json:
         for namespace in linux.get("namespaces") or []
         if namespace["type"] not in _DROPPED_NAMESPACES
     ]
-    cut["resources"] = limits(linux.get("resources") or {})
+    resources = linux.get("resources") or {}
+    cut["resources"] = {**limits(resources), "devices": _device_rules(resources.get("devices") or [])}
     return cut
 
 
+def _device_rules(rules: list[Json]) -> list[Json]:
+    """Return the rules that mean the same in the guest. What JSON leaves out means any, the protocol's word is -1."""
+    kept = [rule for rule in rules if rule.get("type") != "b" or rule.get("major") in (None, -1)]
+    given = [{key: value for key, value in rule.items() if value is not None} for rule in kept]
+    return [{"type": "a", "major": -1, "minor": -1, "access": "rwm", **rule} for rule in given]
+
+
 def limits(resources: Json) -> Json:
-    """Return the limits that mean something in the guest."""
+    """Return the limits that mean something in the guest, and that may change (no device rules, as with runc)."""
     cut = {key: resources[key] for key in _KEPT_RESOURCES if resources.get(key)}
     if "cpu" in cut:
         cut["cpu"] = {key: value for key, value in cut["cpu"].items() if key not in ("cpus", "mems")}

@@ -71,6 +71,30 @@ def device(spec: oci.Spec) -> None:
     linux(spec).devices = [oci.LinuxDevice(path="/dev/mine", type="c", major=1, minor=5, file_mode=0o640, gid=7)]
 
 
+def resources(spec: oci.Spec) -> oci.LinuxResources:
+    given = linux(spec).resources = linux(spec).resources or oci.LinuxResources()
+    spec.mounts.append(oci.Mount(destination="/sys/fs/cgroup", type="cgroup", source="cgroup", options=["ro"]))
+    return given
+
+
+def device_rules(spec: oci.Spec) -> None:
+    nothing = oci.LinuxDeviceCgroup(allow=False, type="a", major=-1, minor=-1, access="rwm")
+    readable = oci.LinuxDeviceCgroup(allow=True, type="c", major=1, minor=11, access="r")
+    resources(spec).devices = [nothing, readable]
+    linux(spec).devices = [
+        oci.LinuxDevice(path="/dev/kmsg", type="c", major=1, minor=11),
+        oci.LinuxDevice(path="/dev/snapshot", type="c", major=10, minor=237),
+    ]
+
+
+def unified(spec: oci.Spec) -> None:
+    resources(spec).unified = {"memory.high": "67108864", "memory.oom.group": "1"}
+
+
+def huge_pages(spec: oci.Spec) -> None:
+    resources(spec).hugepage_limits = [oci.LinuxHugepageLimit(page_size="2MB", limit=4 << 20)]
+
+
 def tmpfs(spec: oci.Spec) -> None:
     spec.mounts.append(oci.Mount(destination="/mnt/new", type="tmpfs", source="t", options=["size=64k", "noexec"]))
 
@@ -84,6 +108,8 @@ def seccomp(spec: oci.Spec) -> None:
         default_action="SCMP_ACT_ALLOW", architectures=architectures, syscalls=[refused, some]
     )
 
+
+_CGROUP = "cd /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup); cat"
 
 CASES: dict[str, tuple[Adjust, str, str]] = {
     "a newer version": (newer, "echo yes", "yes"),
@@ -107,6 +133,14 @@ CASES: dict[str, tuple[Adjust, str, str]] = {
         "12345678 42 20",
     ),
     "a device": (device, "stat -c '%a %g %t:%T' /dev/mine; head -c 3 /dev/mine | wc -c", "640 7 1:5 3"),
+    "device rules": (
+        device_rules,
+        "cd /dev; head -c 0 kmsg && (: > kmsg) 2>/dev/null || echo 'read only';"
+        "(: < snapshot) 2>&1 | grep -o 'Operation not permitted'; : > null; : < zero; tty -s < ptmx; echo usable",
+        "read only Operation not permitted usable",
+    ),
+    "files of the cgroup": (unified, f"{_CGROUP} memory.high memory.oom.group", "67108864 1"),
+    "a limit of huge pages": (huge_pages, f"{_CGROUP} hugetlb.2MB.max", "4194304"),
     "the default devices": (
         lambda _: None,
         "cd /dev; for d in null zero full random urandom tty; do [ -c $d ] && printf .; done; ls -d ptmx",

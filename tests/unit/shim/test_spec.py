@@ -40,7 +40,16 @@ CONFIG: dict[str, Any] = {
             {"type": "mount"},
         ],
         "resources": {
-            "devices": [{"allow": False}],
+            "devices": [
+                {"allow": False, "access": "rwm"},
+                {"allow": True, "type": "c", "major": 10, "minor": 229, "access": "rw"},
+                {"allow": True, "type": "b", "major": 8, "minor": 0, "access": "r"},
+                {"allow": True, "type": "b", "access": "m"},
+            ],
+            "blockIO": {"weight": 10},
+            "network": {"classID": 1},
+            "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
+            "unified": {"memory.high": "1000"},
             "pids": {"limit": 10},
             "memory": {"limit": 1 << 20},
             "cpu": {"shares": 1024, "cpus": "0-1", "mems": "0"},
@@ -63,7 +72,20 @@ def test_what_is_about_the_host_is_cut() -> None:
     assert "apparmorProfile" not in told["process"]
     assert linux["cgroupsPath"] == "/c1"
     assert linux["namespaces"] == [{"type": "pid"}, {"type": "ipc"}, {"type": "mount"}]
-    assert linux["resources"] == {"memory": {"limit": 1 << 20}, "cpu": {"shares": 1024}, "pids": {"limit": 10}}
+    resources = linux["resources"]
+    assert resources.pop("devices") == [
+        {"allow": False, "type": "a", "major": -1, "minor": -1, "access": "rwm"},
+        {"allow": True, "type": "c", "major": 10, "minor": 229, "access": "rw"},
+        {"allow": True, "type": "b", "major": -1, "minor": -1, "access": "m"},
+    ], "no disk of the host"
+    assert resources == {
+        "memory": {"limit": 1 << 20},
+        "cpu": {"shares": 1024},
+        "pids": {"limit": 10},
+        "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
+        "unified": {"memory.high": "1000"},
+    }
+    assert resources == spec.limits(CONFIG["linux"]["resources"]), "an update changes no device rules"
 
 
 def test_what_is_about_the_container_stays() -> None:
