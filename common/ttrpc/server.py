@@ -6,8 +6,9 @@
 comes back asks for the state; it must find the outcome of what it began, and not half of it. So calls belong to the
 server and not to their connection, their number is bounded, and an answer to a connection that is gone is dropped.
 
-*Errors*: a :class:`common.errors.KataError` is answered with its code and text. Anything else is a bug of ours: it is
-logged with its traceback and answered with INTERNAL.
+*Errors*: a :class:`common.errors.KataError` is answered with its code and text. The text ends with the class of the
+error, as Go programs have it: containerd 1.6 would add that by itself, 2.x prints what it got. Anything else is a bug
+of ours: it is logged with its traceback and answered with INTERNAL.
 """
 
 from __future__ import annotations
@@ -31,6 +32,16 @@ if TYPE_CHECKING:
 
 MAX_CALLS = 1024
 """Calls in flight. A Wait is one for as long as its process lives."""
+
+_CLASSES = {
+    status.INVALID_ARGUMENT: "invalid argument",
+    status.NOT_FOUND: "not found",
+    status.ALREADY_EXISTS: "already exists",
+    status.FAILED_PRECONDITION: "failed precondition",
+    status.UNIMPLEMENTED: "not implemented",
+    status.UNAVAILABLE: "unavailable",
+}
+"""What containerd's errors end with, by code (github.com/containerd/errdefs v1.0.0)."""
 
 _UCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7))
 
@@ -167,4 +178,7 @@ class _Connection(asyncio.Protocol):
 
 
 def _failure(err: KataError) -> frames.Response:
-    return frames.Response(status=frames.Status(code=err.code, message=str(err)), payload=b"")
+    text, name = str(err), _CLASSES.get(err.code, "")
+    if name and not text.endswith(name):
+        text = f"{text}: {name}"
+    return frames.Response(status=frames.Status(code=err.code, message=text), payload=b"")

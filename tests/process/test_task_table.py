@@ -241,7 +241,7 @@ async def answer(shim: Shim, call: str, request: Message, reply: type[Message]) 
 
 def _text(message: str) -> str:
     """Return an error's text as a client sees it: containerd cuts the words of a class off and adds them again."""
-    for words in (": not found", ": already exists", ": failed precondition"):
+    for words in (": not found", ": already exists", ": failed precondition", ": not implemented", ": unavailable"):
         message = message.removesuffix(words)
     return _SAME.get(message, message)
 
