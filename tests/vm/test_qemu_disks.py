@@ -59,7 +59,7 @@ async def assert_agreed(manager: Manager, vm: vmm.Vm, wanted: dict[str, str], mo
     assert open_images(vm) == sorted(wanted.values())
 
 
-@pytest.mark.parametrize("driver", BlockDriver)
+@pytest.mark.parametrize("driver", [BlockDriver.VIRTIO_BLK, BlockDriver.VIRTIO_SCSI])
 @in_event_loop
 async def test_disks_come_and_go(sandbox: str, driver: BlockDriver) -> None:
     where = {BlockDriver.VIRTIO_BLK: ("04/01", "04/02"), SCSI: ("02", "02")}[driver]
@@ -251,14 +251,14 @@ async def run_cycles(sandbox: str, driver: BlockDriver, count: int) -> None:
         await manager.destroy(sandbox)
 
 
-@pytest.mark.parametrize("driver", BlockDriver)
+@pytest.mark.parametrize("driver", [BlockDriver.VIRTIO_BLK, BlockDriver.VIRTIO_SCSI])
 @in_event_loop
 async def test_many_cycles(sandbox: str, driver: BlockDriver) -> None:
     await run_cycles(sandbox, driver, 30)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("driver", BlockDriver)
+@pytest.mark.parametrize("driver", [BlockDriver.VIRTIO_BLK, BlockDriver.VIRTIO_SCSI])
 @in_event_loop
 async def test_a_thousand_cycles(sandbox: str, driver: BlockDriver) -> None:
     await run_cycles(sandbox, driver, 1000)
