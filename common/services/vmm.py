@@ -7,16 +7,21 @@ restart of the manager.
 
 from __future__ import annotations
 
-from enum import StrEnum
-
+# ruff: noqa: PLC0414  # an alias of the same name is how a re-export is declared
 import msgspec
 
 from common import shards
 from common.bus.wire import Empty, Event, Verb
-from common.config.hypervisors import BlockDriver as BlockDriver  # noqa: PLC0414 - part of the contract
+from common.config.hypervisors import BlockDriver as BlockDriver
 from common.config.hypervisors import HypervisorConfig
 from common.processes import ProcessIdentity
 from common.services.channel import GuestChannel
+from common.services.specs import BlockSpec as BlockSpec
+from common.services.specs import BusKind as BusKind
+from common.services.specs import DeviceSpec as DeviceSpec
+from common.services.specs import InterfaceKind as InterfaceKind
+from common.services.specs import NetworkSpec as NetworkSpec
+from common.services.specs import ShareSpec as ShareSpec
 
 
 def service_name(hypervisor: str) -> str:
@@ -34,15 +39,6 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
 
     sandbox_id: str
     config: HypervisorConfig
-
-
-class BusKind(StrEnum):
-    """What fits into a hotplug bus."""
-
-    PCI = "pci"
-    SCSI = "scsi"
-    MMIO = "mmio"
-    MMIO_READ_ONLY = "mmio-read-only"
 
 
 class HotplugBus(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,53 +109,6 @@ class VmList(msgspec.Struct, frozen=True, kw_only=True):
     """Every VM that the manager owns."""
 
     vms: tuple[Vm, ...]
-
-
-class ShareSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="share"):
-    """A directory shared with the guest by virtio-fs.
-
-    Attributes:
-        source: host directory.
-        tag: virtio-fs tag, at most 36 bytes (virtio 1.2, 5.11.4).
-    """
-
-    source: str
-    tag: str
-
-    @property
-    def bus_kind(self) -> BusKind:
-        """The kind of bus that it fits into."""
-        return BusKind.PCI
-
-
-_BLOCK_BUSES = {
-    BlockDriver.VIRTIO_BLK: (BusKind.PCI, BusKind.PCI),
-    BlockDriver.VIRTIO_SCSI: (BusKind.SCSI, BusKind.SCSI),
-    BlockDriver.VIRTIO_MMIO: (BusKind.MMIO, BusKind.MMIO_READ_ONLY),
-}
-"""The buses of a disk that can be written, and of one that cannot."""
-
-
-class BlockSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="block"):
-    """A disk of the guest.
-
-    Attributes:
-        source: the host's block device, or a regular file with the disk's bytes and nothing else (raw).
-        is_read_only: whether the guest may only read it; the file is then opened for reading only.
-        driver: how the guest drives it.
-    """
-
-    source: str
-    is_read_only: bool = False
-    driver: BlockDriver = BlockDriver.VIRTIO_BLK
-
-    @property
-    def bus_kind(self) -> BusKind:
-        """The kind of bus that it fits into."""
-        return _BLOCK_BUSES[self.driver][self.is_read_only]
-
-
-DeviceSpec = ShareSpec | BlockSpec
 
 
 class AddDevice(msgspec.Struct, frozen=True, kw_only=True):

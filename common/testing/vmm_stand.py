@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 import subprocess
 import sys
@@ -179,6 +180,16 @@ class Monitor:
         """Return the hot-plugged devices."""
         listed: Any = await self._client.execute("qom-list", {"path": "/machine/peripheral"})
         return {item["name"] for item in listed if "-" in item["name"]}
+
+    async def network_ends(self) -> set[str]:
+        """Return the host's interfaces that QEMU has open, by the names that it was given."""
+        answer: Any = await self._client.execute("human-monitor-command", {"command-line": "info network"})
+        return set(re.findall(r"(nic-\d+): index=\d+,type=tap", answer))
+
+    async def macs(self) -> dict[str, str]:
+        """Return the address of each network device."""
+        listed: Any = await self._client.execute("query-rx-filter", {})
+        return {item["name"]: item["main-mac"] for item in listed}
 
     async def block_nodes(self) -> set[str]:
         """Return the block nodes that somebody named."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Self
 
 from common import log, shards
 from common.errors import AlreadyExistsError, UnavailableError
-from common.services.vmm import BlockSpec
+from common.services.vmm import ShareSpec
 from procs.device_manager import database
 
 if TYPE_CHECKING:
@@ -111,13 +111,13 @@ class Claims:
             self.drop(device_id)
 
     def _claim(self, device: Device) -> dict[str, object] | None:
-        wanted = resource(device)
-        if wanted is None:
+        """Return a device's claim; None if it needs nothing, or nobody knows what. A directory is shared by many."""
+        if not device.backing or device.spec is None or isinstance(device.spec, ShareSpec):
             return None
         return {
             "device_id": device.device_id,
-            "resource": wanted[0],
-            "is_exclusive": wanted[1],
+            "resource": device.backing,
+            "is_exclusive": device.spec.is_exclusive,
             "sandbox_id": device.sandbox_id,
             "hypervisor": device.hypervisor,
             "shard": self._service,
@@ -128,7 +128,7 @@ class Claims:
         device_id, sandbox_id = self._execute(_HOLDER, claim).fetchone() or ("that has just gone", "?")
         return AlreadyExistsError(
             f"{device.spec.source} is held by device {device_id} of sandbox {sandbox_id}",
-            hint="two sandboxes may share a disk only if both have it read-only",
+            hint="two sandboxes may share a disk, if both have it read-only, and nothing else",
         )
 
     def _execute(self, statement: str, parameters: Mapping[str, object] | Sequence[object]) -> sqlite3.Cursor:
@@ -139,15 +139,6 @@ class Claims:
                 f"the claims of the host's devices cannot be used: {err}",
                 hint="`supervisorctl restart device-manager:*`, unless another shard is stopped: ask again then",
             ) from err
-
-
-def resource(device: Device) -> tuple[str, bool] | None:
-    """Return what a device needs of the host, and whether no other sandbox may have it too; None if nothing."""
-    match device.spec:
-        case BlockSpec():
-            return device.backing, not device.spec.is_read_only
-        case _:
-            return None
 
 
 def _open(undo: ExitStack) -> sqlite3.Connection:

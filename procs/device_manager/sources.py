@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import NotFoundError, UsageError
-from common.services.vmm import ShareSpec
+from common.linux import netns
+from common.services.vmm import BlockSpec, NetworkSpec, ShareSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from common.services.vmm import BlockSpec, DeviceSpec
+    from common.services.vmm import DeviceSpec
+
+_MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}", re.IGNORECASE)
+"""Of one device: the lowest bit of the first byte says group (IEEE 802-2014, 8.2)."""
 
 
 async def examine(spec: DeviceSpec) -> str:
@@ -32,24 +37,35 @@ async def examine(spec: DeviceSpec) -> str:
 
 
 def _examine(spec: DeviceSpec) -> str:
-    if not spec.source.startswith("/"):
-        raise UsageError(f"source {spec.source!r} is not an absolute path", hint="name the file by its whole path")
+    match spec:
+        case ShareSpec():
+            return _directory(spec)
+        case BlockSpec():
+            return _disk(spec)
+        case NetworkSpec():
+            return _interface(spec)
+
+
+def _status(path: str) -> os.stat_result:
+    if not path.startswith("/"):
+        raise UsageError(f"source {path!r} is not an absolute path", hint="name the file by its whole path")
     try:
-        found = Path(spec.source).stat()
+        return Path(path).stat()
     except OSError as err:
         raise NotFoundError(
-            f"source {spec.source} cannot be used: {err.strerror}", hint="check that it exists on the host"
+            f"source {path} cannot be used: {err.strerror}", hint="check that it exists on the host"
         ) from err
-    return _directory(spec, found) if isinstance(spec, ShareSpec) else _disk(spec, found)
 
 
-def _directory(spec: ShareSpec, found: os.stat_result) -> str:
+def _directory(spec: ShareSpec) -> str:
+    found = _status(spec.source)
     if not stat.S_ISDIR(found.st_mode):
         raise UsageError(f"source {spec.source} is {_kind(found)}; a share needs a directory")
     return f"directory {found.st_dev}:{found.st_ino}"
 
 
-def _disk(spec: BlockSpec, found: os.stat_result) -> str:
+def _disk(spec: BlockSpec) -> str:
+    found = _status(spec.source)
     if stat.S_ISBLK(found.st_mode):
         backing = f"disk {os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
     elif stat.S_ISREG(found.st_mode):
@@ -62,6 +78,21 @@ def _disk(spec: BlockSpec, found: os.stat_result) -> str:
     if _size(spec.source) == 0:
         raise UsageError(f"source {spec.source} has a size of zero", hint="truncate -s makes an image of a size")
     return backing
+
+
+def _interface(spec: NetworkSpec) -> str:
+    """Whether the interface is there is the VM manager's to see, which opens it."""
+    found = _status(spec.namespace)
+    if not netns.is_network_namespace(spec.namespace):
+        raise UsageError(
+            f"source {spec.namespace} is {_kind(found)}; a network device needs a network namespace",
+            hint="for example /var/run/netns/NAME or /proc/PID/ns/net",
+        )
+    if not netns.is_interface_name(spec.interface):
+        raise UsageError(f"{spec.interface!r} cannot be the name of an interface", hint="1 to 15 letters and digits")
+    if spec.mac and not _MAC.fullmatch(spec.mac):
+        raise UsageError(f"{spec.mac!r} cannot be the address of one device", hint="for example 02:00:00:12:34:56")
+    return f"interface {found.st_dev}:{found.st_ino}:{spec.interface}"
 
 
 def _size(path: str) -> int:

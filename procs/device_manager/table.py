@@ -18,7 +18,6 @@ import msgspec
 from common import log
 from common.errors import AlreadyExistsError, NotFoundError
 from common.services.device import Chapter, Device, Holder
-from common.services.vmm import BlockSpec, ShareSpec
 from common.trace import reach
 from procs.device_manager.states import LEAVING, LIVE, USABLE, Action, Event, State, after
 from procs.device_manager.topology import free_place
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from common.services.device import Attach
-    from common.services.vmm import DeviceSpec, PresentDevice
+    from common.services.vmm import PresentDevice
     from procs.device_manager.topology import Place
 
     class Rows(Protocol):
@@ -292,22 +291,11 @@ def _require_same(device: Device, request: Attach) -> None:
             f"{request.spec.source} is held by device {device.device_id}, and by whom is not known any more",
             hint="who has it detaches it, or the end of the sandbox frees it",
         )
-    if device.state not in LEAVING and _mode(device.spec) != _mode(request.spec):
+    if device.state not in LEAVING and device.spec and device.spec.mode != request.spec.mode:
         raise AlreadyExistsError(
-            f"{request.spec.source} is attached {_mode(device.spec)} and cannot also be attached {_mode(request.spec)}",
+            f"{request.spec.source} is attached {device.spec.mode} and cannot also be attached {request.spec.mode}",
             hint="detach it first, or ask for it as it is",
         )
-
-
-def _mode(spec: DeviceSpec | None) -> str:
-    """Return how a source is attached, in words that tell any two ways apart."""
-    match spec:
-        case BlockSpec():
-            return f"{'read-only' if spec.is_read_only else 'read-write'} by {spec.driver}"
-        case ShareSpec():
-            return f"with tag {spec.tag}"
-        case None:
-            return "in an unknown way"
 
 
 def _names(device: Device) -> Iterable[str]:

@@ -91,6 +91,10 @@ def scsi(name: str, drive: str, lun: int) -> dict[str, object]:
     return {"driver": "scsi-hd", "id": name, "bus": "scsi0.0", "scsi-id": 0, "lun": lun, "drive": drive}
 
 
+def nic(name: str, netdev: str, addr: str) -> dict[str, object]:
+    return {"driver": "virtio-net-pci", "id": name, "bus": "bridge0", "addr": addr, "netdev": netdev}
+
+
 def script(directory: Path) -> list[tuple[str, dict[str, object]]]:
     """Return what both are asked, in this order."""
     files = [directory / f"disk{number}" for number in range(7)]
@@ -133,6 +137,14 @@ def script(directory: Path) -> list[tuple[str, dict[str, object]]]:
         ("device_del", {"id": "d4"}),
         (AWAIT, {"device": "d4"}),
         ("blockdev-del", {"node-name": "n4"}),
+        ("netdev_add", {"type": "user", "id": "net0"}),
+        ("netdev_add", {"type": "user", "id": "net0"}),
+        ("device_add", nic("d7", "net9", "0x7")),
+        ("device_add", nic("d7", "net0", "0x7")),
+        ("device_add", nic("d8", "net0", "0x8")),
+        ("netdev_del", {"id": "net9"}),
+        ("netdev_del", {"id": "net0"}),
+        ("netdev_del", {"id": "net0"}),
         ("nonsense", {}),
     ]
 

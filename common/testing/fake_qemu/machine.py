@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+_UNDER_ITS_NIC = " \\ "
 PERIPHERALS = "/machine/peripheral"
 _ROOT_BUS = "pcie.0"
 
@@ -38,6 +39,7 @@ class Device:
     bus: str
     place: str
     drive: str
+    netdev: str
     is_leaving: bool = False
 
 
@@ -63,6 +65,7 @@ class Machine:
     tell: Callable[[str, dict[str, Any]], None]
     lets_go: bool = True
     nodes: dict[str, Node] = field(default_factory=dict)
+    netdevs: set[str] = field(default_factory=set)
     devices: dict[str, Device] = field(default_factory=dict)
 
     def blockdev_add(self, arguments: dict[str, Any]) -> None:
@@ -82,6 +85,30 @@ class Machine:
             raise RefusalError(f"Node {name} is in use")
         del self.nodes[name]
 
+    def netdev_add(self, arguments: dict[str, Any]) -> None:
+        """Open an interface; the descriptor that came with ``getfd`` is not looked at."""
+        name = str(arguments["id"])
+        if name in self.netdevs:
+            raise RefusalError(f"Duplicate ID '{name}'")
+        self.netdevs.add(name)
+
+    def netdev_del(self, arguments: dict[str, Any]) -> None:
+        """Close an interface, also under a device that has it."""
+        name = str(arguments["id"])
+        if name not in self.netdevs:
+            raise RefusalError(f"Device '{name}' not found", "DeviceNotFound")
+        self.netdevs.discard(name)
+
+    def info_network(self, arguments: dict[str, Any]) -> str:
+        """Answer the people's ``info network``, as far as interfaces go."""
+        if arguments["command-line"] != "info network":
+            raise RefusalError(f"unknown command: '{arguments['command-line']}'")
+        used = {device.netdev for device in self.devices.values()}
+        lines = [
+            f"{_UNDER_ITS_NIC if name in used else ''}{name}: index=0,type=tap,fd=30" for name in sorted(self.netdevs)
+        ]
+        return "\r\n".join([*lines, ""])
+
     def device_add(self, arguments: dict[str, Any]) -> None:
         """Plug a device. Who names no address gets the next one, also behind a root port that is occupied."""
         name, bus = str(arguments["id"]), str(arguments["bus"])
@@ -92,9 +119,16 @@ class Machine:
         _require_identifier(name, "Parameter 'id' expects an identifier")
         if name in self.devices:
             raise RefusalError(f"Duplicate device ID '{name}'")
-        device = Device(str(arguments["driver"]), bus, self._place(bus, arguments), str(arguments.get("drive", "")))
+        device = Device(
+            str(arguments["driver"]),
+            bus,
+            self._place(bus, arguments),
+            str(arguments.get("drive", "")),
+            str(arguments.get("netdev", "")),
+        )
         if device.drive and device.drive not in self.nodes:
             raise RefusalError(f"Property '{_inner(device.driver)}.drive' can't find value '{device.drive}'")
+        self._require_netdev(device)
         self._require_free(device)
         self._require_unlocked(name, device)
         self.devices[name] = device
@@ -143,6 +177,15 @@ class Machine:
         taken = {device.place for device in self.devices.values() if device.bus == bus}
         return next(str(slot) for slot in range(len(taken) + 1) if str(slot) not in taken)
 
+    def _require_netdev(self, device: Device) -> None:
+        if not device.netdev:
+            return
+        named = f"Property '{_inner(device.driver)}.netdev'"
+        if device.netdev not in self.netdevs:
+            raise RefusalError(f"{named} can't find value '{device.netdev}'")
+        if any(other.netdev == device.netdev for other in self.devices.values()):
+            raise RefusalError(f"{named} can't take value '{device.netdev}', it's in use")
+
     def _require_free(self, device: Device) -> None:
         for name, other in self.devices.items():
             if (other.bus, other.place) != (device.bus, device.place):
@@ -184,8 +227,8 @@ def buses_of(argv: Iterable[str]) -> dict[str, str]:
 
 
 def _inner(driver: str) -> str:
-    """Return which half of a device has the disk."""
-    return "virtio-blk-device" if driver == "virtio-blk-pci" else driver
+    """Return which half of a device has what it stands on."""
+    return f"{driver.removesuffix('-pci')}-device" if driver.startswith("virtio-") else driver
 
 
 def _user(name: str, drive: str) -> str:

@@ -7,10 +7,11 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from common.errors import NotFoundError, UsageError
-from common.services.vmm import BlockSpec, ShareSpec
+from common.services.vmm import BlockSpec, NetworkSpec, ShareSpec
 from procs.device_manager import sources
 
 if TYPE_CHECKING:
@@ -75,3 +76,37 @@ def test_a_path_that_depends_on_a_directory_is_refused(source: str) -> None:
 def test_an_empty_disk_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has a size of zero"):
         examine(BlockSpec(source=str(image(tmp_path / "empty", 0))))
+
+
+def test_a_network_device_is_an_interface_of_a_namespace(tmp_path: Path) -> None:
+    (tmp_path / "pod").symlink_to("/proc/self/ns/net")
+    spec = NetworkSpec(namespace="/proc/self/ns/net", interface="tap0")
+    assert examine(spec) == examine(NetworkSpec(namespace=f"/proc/{os.getpid()}/ns/net", interface="tap0"))
+    assert examine(spec) == examine(NetworkSpec(namespace=str(tmp_path / "pod"), interface="tap0"))
+    assert examine(spec) != examine(NetworkSpec(namespace="/proc/self/ns/net", interface="tap1"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (NetworkSpec(namespace="/proc/self/ns/mnt", interface="tap0"), "is a file; a network device needs a network"),
+        (NetworkSpec(namespace="/etc/passwd", interface="tap0"), "is a file; a network device needs a network"),
+        (NetworkSpec(namespace="/proc/self/ns/net", interface=""), "'' cannot be the name of an interface"),
+        (NetworkSpec(namespace="/proc/self/ns/net", interface=".."), "cannot be the name of an interface"),
+        (NetworkSpec(namespace="/proc/self/ns/net", interface="tap%d"), "cannot be the name of an interface"),
+        (NetworkSpec(namespace="/proc/self/ns/net", interface="a/b"), "cannot be the name of an interface"),
+        (NetworkSpec(namespace="/proc/self/ns/net", interface="a" * 16), "cannot be the name of an interface"),
+        (NetworkSpec(namespace="/proc/self/ns/net", interface="t", mac="02"), "'02' cannot be the address of one"),
+        (NetworkSpec(namespace="/proc/self/ns/net", interface="t", mac="01:00:00:00:00:00"), "the address of one"),
+    ],
+)
+def test_what_is_no_interface_is_refused(spec: NetworkSpec, said: str) -> None:
+    with pytest.raises(UsageError, match=said) as refused:
+        examine(spec)
+    assert refused.value.hint
+
+
+def test_a_mac_of_an_attach_is_one_devices_and_no_makers() -> None:
+    spec = NetworkSpec(namespace="/proc/self/ns/net", interface="tap0")
+    assert spec.address("18eafe47958bf9658188") == "02:8b:f9:65:81:88"
+    assert msgspec.structs.replace(spec, mac="0a:00:00:00:00:01").address("18") == "0a:00:00:00:00:01"

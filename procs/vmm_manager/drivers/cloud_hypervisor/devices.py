@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from common import log
 from common.errors import AlreadyExistsError, HypervisorError, KataError, NotFoundError
-from common.services.vmm import AddedDevice, BlockSpec, PresentDevice
+from common.services.vmm import AddedDevice, BlockSpec, PresentDevice, ShareSpec
 from procs.vmm_manager.drivers.cloud_hypervisor import requests
 from procs.vmm_manager.drivers.cloud_hypervisor.api import is_refusal
 from procs.vmm_manager.drivers.cloud_hypervisor.topology import pci_path, pci_slot
@@ -115,7 +115,13 @@ class Devices:
         """Return the devices that Cloud Hypervisor has."""
         await self.reconcile()
         return [
-            PresentDevice(hypervisor_id=device.hypervisor_id, bus=device.bus, slot=device.slot, serial=device.serial)
+            PresentDevice(
+                hypervisor_id=device.hypervisor_id,
+                bus=device.bus,
+                slot=device.slot,
+                serial=device.serial,
+                spec=device.spec,
+            )
             for device in self._record.devices.values()
             if device.hypervisor_id
         ]
@@ -148,6 +154,7 @@ class Devices:
             body = requests.disk(device.spec, device.serial, self._config)
             answer = await self._api.put("vm.add-disk", {**body, **place})
         else:
+            assert isinstance(device.spec, ShareSpec)
             self._daemons.start(name)
             body = requests.share(device.spec.tag, name, self._config)
             answer = await self._api.put("vm.add-fs", {**body, **place})

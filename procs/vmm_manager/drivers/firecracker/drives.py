@@ -85,7 +85,13 @@ class Drives:
         """Return the disks that Firecracker has."""
         has, known = await self._has(), self._record.devices
         return [
-            PresentDevice(hypervisor_id=device_id, bus=device.bus, slot=device.slot, serial=device.serial)
+            PresentDevice(
+                hypervisor_id=device_id,
+                bus=device.bus,
+                slot=device.slot,
+                serial=device.serial,
+                spec=device.spec,
+            )
             for device_id, device in known.items()
             if device_id in has
         ]

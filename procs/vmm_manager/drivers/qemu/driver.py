@@ -15,7 +15,7 @@ from common.config import QemuConfig
 from common.errors import HypervisorError, UsageError
 from common.linux import cgroup
 from common.services.channel import VirtioSerial
-from common.services.vmm import BlockSpec, ShareSpec, Vm
+from common.services.vmm import BlockSpec, NetworkSpec, ShareSpec, Vm
 from procs.vmm_manager.drivers import Capabilities
 from procs.vmm_manager.drivers.probe import Probe
 from procs.vmm_manager.drivers.qemu.cmdline import AGENT_SOCKET, QMP_SOCKET, QemuCommand, probe_argv, stream_socket
@@ -41,7 +41,7 @@ class QemuDriver:
     """Makes :class:`QemuMachine`; see :class:`procs.vmm_manager.drivers.Driver`."""
 
     name = "qemu"
-    capabilities = Capabilities(devices=(ShareSpec, BlockSpec))
+    capabilities = Capabilities(devices=(ShareSpec, BlockSpec, NetworkSpec))
 
     def __init__(self) -> None:
         self._probe = Probe(probe_argv)

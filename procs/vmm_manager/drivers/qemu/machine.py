@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from common import log
 from common.errors import KataError
-from common.services.vmm import BlockSpec, ShareSpec
+from common.services.vmm import BlockSpec, NetworkSpec, ShareSpec
 from procs.vmm_manager.drivers.daemons import Daemons
 from procs.vmm_manager.drivers.qemu.console import Console
 from procs.vmm_manager.drivers.qemu.devices import Backend, Devices
 from procs.vmm_manager.drivers.qemu.disks import Disks
+from procs.vmm_manager.drivers.qemu.nics import Nics
 from procs.vmm_manager.drivers.qemu.qmp import COMMAND_TIMEOUT_S
 from procs.vmm_manager.drivers.qemu.shares import Shares
 from procs.vmm_manager.drivers.qemu.topology import Topology
@@ -63,6 +64,7 @@ class QemuMachine:
         backends: dict[type, Backend] = {
             ShareSpec: Shares(Daemons(record, config, process, workers), qmp),
             BlockSpec: Disks(config, qmp),
+            NetworkSpec: Nics(qmp),
         }
         self._devices = Devices(record, Topology(config), backends, qmp, process, on_removed)
 

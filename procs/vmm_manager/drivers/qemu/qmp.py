@@ -32,6 +32,7 @@ class Qmp:
     def __init__(self, name: str, directory: str) -> None:
         self._client = QMPClient(name)
         self._directory = directory
+        self._sending = asyncio.Lock()
 
     async def connect(self, *, timeout_s: float) -> str:
         """Connect to the socket in the VM's directory and negotiate; return QEMU's version.
@@ -69,6 +70,22 @@ class Qmp:
             raise kind(f"QEMU refused {command}: {err}") from err
         except (ExecInterruptedError, StateError) as err:
             raise HypervisorError(f"QEMU went away before it answered {command}") from err
+
+    async def send(self, fd: int, name: str) -> None:
+        """Hand a descriptor to QEMU, which knows it by name until something takes it.
+
+        Raises:
+            HypervisorError: QEMU refused, or went away.
+        """
+        # The two are not to be parted by another command: QEMU gives the last descriptor that came to `getfd`.
+        async with self._sending:
+            if self._client.runstate != Runstate.RUNNING:
+                raise HypervisorError("QEMU went away before it took a descriptor")
+            try:
+                self._client.send_fd_scm(fd)
+            except (QMPError, OSError) as err:
+                raise HypervisorError(f"QEMU takes no descriptor: {err}") from err
+            await self.execute("getfd", fdname=name)
 
     async def follow(self, handle: Callable[[str, dict[str, Any]], Awaitable[None]]) -> None:
         """Hand each event's name and data to a handler, for ever, over all connections."""

@@ -1,0 +1,128 @@
+"""What can be plugged into a VM: one type a kind, told apart on the wire by ``kind``.
+
+Each says in its own words what the managers need of it and what is the same for all kinds: where it fits
+(``bus_kind``), what is behind it (``source``), how (``mode``), and whether a sandbox has that for itself
+(``is_exclusive``).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar
+
+import msgspec
+
+from common.config.hypervisors import BlockDriver
+
+
+class BusKind(StrEnum):
+    """What fits into a hotplug bus."""
+
+    PCI = "pci"
+    SCSI = "scsi"
+    MMIO = "mmio"
+    MMIO_READ_ONLY = "mmio-read-only"
+
+
+class ShareSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="share"):
+    """A directory shared with the guest by virtio-fs.
+
+    Attributes:
+        source: host directory.
+        tag: virtio-fs tag, at most 36 bytes (virtio 1.2, 5.11.4).
+    """
+
+    source: str
+    tag: str
+
+    bus_kind: ClassVar[BusKind] = BusKind.PCI
+    is_exclusive: ClassVar[bool] = False
+
+    @property
+    def mode(self) -> str:
+        """How it is attached, in words that tell any two ways apart."""
+        return f"with tag {self.tag}"
+
+
+_BLOCK_BUSES = {
+    BlockDriver.VIRTIO_BLK: (BusKind.PCI, BusKind.PCI),
+    BlockDriver.VIRTIO_SCSI: (BusKind.SCSI, BusKind.SCSI),
+    BlockDriver.VIRTIO_MMIO: (BusKind.MMIO, BusKind.MMIO_READ_ONLY),
+}
+"""The buses of a disk that can be written, and of one that cannot."""
+
+
+class BlockSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="block"):
+    """A disk of the guest.
+
+    Attributes:
+        source: the host's block device, or a regular file with the disk's bytes and nothing else (raw).
+        is_read_only: whether the guest may only read it; the file is then opened for reading only.
+        driver: how the guest drives it.
+    """
+
+    source: str
+    is_read_only: bool = False
+    driver: BlockDriver = BlockDriver.VIRTIO_BLK
+
+    @property
+    def bus_kind(self) -> BusKind:
+        """The kind of bus that it fits into."""
+        return _BLOCK_BUSES[self.driver][self.is_read_only]
+
+    @property
+    def mode(self) -> str:
+        """How it is attached, in words that tell any two ways apart."""
+        return f"{'read-only' if self.is_read_only else 'read-write'} by {self.driver}"
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether no other sandbox may have it: what is written, one writes alone."""
+        return not self.is_read_only
+
+
+class InterfaceKind(StrEnum):
+    """What a network device of a guest is connected to on the host."""
+
+    TAP = "tap"
+    MACVTAP = "macvtap"
+
+
+class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="network"):
+    """A network device of the guest, on an interface of the host.
+
+    Attributes:
+        namespace: path of the network namespace that the interface is in, for example ``/var/run/netns/pod1``.
+        interface: its name there. A tap is made if it is not there, and goes with the device then; a macvtap has to be.
+        type: which of the two it is.
+        mac: the address that the guest sees, six hexadecimal bytes with colons; empty for one of this attach and no
+            other. A macvtap passes on what is for its own address, so that one is to be said.
+    """
+
+    namespace: str
+    interface: str
+    type: InterfaceKind = InterfaceKind.TAP
+    mac: str = ""
+
+    bus_kind: ClassVar[BusKind] = BusKind.PCI
+    is_exclusive: ClassVar[bool] = True
+
+    @property
+    def source(self) -> str:
+        """What is behind it, for people."""
+        return f"{self.namespace}:{self.interface}"
+
+    @property
+    def mode(self) -> str:
+        """How it is attached, in words that tell any two ways apart."""
+        return f"as {self.type} with {self.mac or 'a MAC of its own'}"
+
+    def address(self, serial: str) -> str:
+        """Return the MAC address that the guest sees, for an attach with this serial.
+
+        One that is made up is unicast and locally administered (IEEE 802-2014, 8.4.4).
+        """
+        return self.mac or ":".join(["02", *(serial[-10:][at : at + 2] for at in range(0, 10, 2))])
+
+
+DeviceSpec = ShareSpec | BlockSpec | NetworkSpec
