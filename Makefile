@@ -30,7 +30,7 @@ SOURCES := $(shell find common guest -name '*.py' 2>/dev/null)
 # pip's script imports a module of regular expressions first.
 launcher = printf '\#!%s/python -I\nimport sys\nfrom procs.shim.cli import main\nsys.exit(main())\n' $(1) > $(or $(2),$(1))/containerd-shim-kata-v2
 
-.PHONY: help setup packages venv image demo test lint type test-unit test-process test-vm test-e2e test-soak bench wheel install clean
+.PHONY: help setup packages venv image demo test lint type test-unit test-process test-vm test-e2e test-upstream test-soak bench wheel install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,9 @@ test-vm: setup ## real VMs
 
 test-e2e: setup ## real containerd, real VMs
 	@$(PYTEST) -q -n 2 --dist loadfile -m "not soak" tests/e2e
+
+test-upstream: setup ## our shim with upstream's agent: AGENT=path of its program
+	@PYKATA_UPSTREAM_AGENT="$(abspath $(AGENT))" $(PYTEST) -q -n 1 tests/upstream
 
 test-soak: setup ## what takes longer than a gate may
 	@$(PYTEST) -q -m soak tests

@@ -16,7 +16,7 @@ from common.testing.oci_image import busybox_tree
 from common.ttrpc import frames
 from guest.image.cpio import Archive
 from procs.shim import spec
-from procs.vmm_manager.drivers.qemu.cmdline import AGENT_SOCKET
+from procs.vmm_manager.drivers.qemu.channel import AGENT_SOCKET
 
 if TYPE_CHECKING:
     import socket

@@ -8,7 +8,7 @@ import time
 from bench.peers import wait_greeted, wait_healthy
 from bench.vm import bare_vm
 from guest.image.cpio import Archive
-from procs.vmm_manager.drivers.qemu.cmdline import AGENT_SOCKET
+from procs.vmm_manager.drivers.qemu.channel import AGENT_SOCKET
 
 
 def boot_phases(accelerator: str) -> dict[str, float]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from common.config import QemuConfig
 from common.testing.stack import GUEST
 from guest.image.cpio import Archive
+from procs.vmm_manager.drivers.qemu.channel import SerialDevice
 from procs.vmm_manager.drivers.qemu.cmdline import CONSOLE, CONSOLE_SIZE, QMP_SOCKET, QemuCommand
 from procs.vmm_manager.drivers.spawn import connect, listening
 
@@ -98,7 +99,9 @@ def bare_vm(accelerator: str, *, script: str = "", archive: Archive | None = Non
         config = _config(directory, script, archive or Archive())
         with listening(directory, QMP_SOCKET) as listener:
             fd = listener.fileno()
-            command = QemuCommand(sandbox_id="bare", config=config, accelerator=accelerator, qmp_fd=fd).argv()
+            command = QemuCommand(
+                sandbox_id="bare", config=config, accelerator=accelerator, qmp_fd=fd, channel=SerialDevice()
+            ).argv()
             process = undo.enter_context(
                 subprocess.Popen(command, cwd=directory, pass_fds=[fd], stdin=subprocess.DEVNULL)
             )

@@ -18,13 +18,20 @@ ttrpc frames. The agent also forgets its half of a conversation when the port re
 ``stream`` is ``generation << 8 | port``: the host draws a generation for each use of a port and never draws one twice
 in a VM, so frames of an earlier use are recognised and dropped. This number is what the agent protocol's
 ``stdin_port``, ``stdout_port`` and ``stderr_port`` carry; stdin and stdout of one process may share a port, since they
-go opposite ways. Zero means that the process has no such stream.
+go opposite ways.
+
+Two numbers are none: 0, which is what a message says that says nothing, means that the stream is read and written by
+calls, as upstream's shim does (``ReadStdout``, ``WriteStdin``); ``NO_STREAM`` that there is no such stream.
 
 **vsock.** A connection has a beginning and an end, so there is no hello: the agent listens on port 1024, as upstream's
 does, for any number of conversations in ttrpc. On port 1028 it takes stream connections: the host sends the stream's
 number (4 bytes, big-endian), the agent sends it back as soon as it knows the connection, and then frames as above
 travel both ways. The frame of length 0 still ends a stream, since not every VMM hands on that one direction has ended.
 The host closes the connection when it has no more use for it.
+
+A vsock address of the host's kernel is open to every user of the host. There the guest's kernel command line says
+``agent.vsock_reserved``, and the agent takes only connections from ports below 1024, which only root can bind
+(``LAST_RESERVED_PORT`` in net/vmw_vsock/af_vsock.c).
 """
 
 from __future__ import annotations
@@ -45,8 +52,15 @@ AGENT_VSOCK_PORT = 1024
 """Where Kata's agents listen for ttrpc."""
 STREAM_VSOCK_PORT = 1028
 """Where our agent takes stream connections. Upstream uses 1025 to 1027: log, debug console, passed descriptors."""
+RESERVED_PARAMETER = "agent.vsock_reserved"
+"""Has the agent refuse vsock connections from other ports than these."""
+RESERVED_PORTS = range(1, 1024)
+
 STREAM_NUMBER = struct.Struct(">I")
 """What a stream connection begins with."""
+
+BY_CALL = 0
+NO_STREAM = 0xFFFF_FFFF
 
 HELLO = b"KATA-HI1"
 HELLO_REPLY = b"KATA-OK1"

@@ -8,7 +8,7 @@ shim and the guest's agent. A request that says nothing is :class:`Empty`.
 
 from __future__ import annotations
 
-from common.protobuf import Message, boolean, int_, message, messages, repeated, string, uint
+from common.protobuf import Message, boolean, bytes_, int_, message, messages, repeated, string, uint
 from common.protocols.health import AGENT_SERVICE as AGENT_SERVICE
 from common.protocols.health import HEALTH_SERVICE as HEALTH_SERVICE
 from common.protocols.health import SERVING as SERVING
@@ -16,6 +16,9 @@ from common.protocols.health import CheckRequest as CheckRequest
 from common.protocols.health import HealthCheckResponse as HealthCheckResponse
 from common.protocols.health import VersionCheckResponse as VersionCheckResponse
 from common.protocols.oci import LinuxResources, Process, Spec
+
+STREAM_PORTS_FEATURE = "stream-ports"
+"""In ``extra_features``: the agent takes the stream numbers of ``common.channel``. Without it streams are calls."""
 
 SHARE_TAG = "kataShared"
 CONTAINERS_DIRECTORY = "/run/kata-containers"
@@ -50,7 +53,7 @@ class CreateSandboxRequest(Message):
 
 
 class CreateContainerRequest(Message):
-    """``CreateContainer``. The ports are stream numbers of ``common.channel``; 0 means that there is no such stream."""
+    """``CreateContainer``. The ports are stream numbers of ``common.channel``."""
 
     container_id: str = string(1)
     exec_id: str = string(2)
@@ -117,6 +120,41 @@ class WaitProcessResponse(Message):
     """``status`` is the exit code, or 128 and the signal that killed it."""
 
     status: int = int_(1)
+
+
+class WriteStreamRequest(Message):
+    """``WriteStdin``. No data is the end of the stream, as with ``CloseStdin``."""
+
+    container_id: str = string(1)
+    exec_id: str = string(2)
+    data: bytes = bytes_(3)
+
+
+class WriteStreamResponse(Message):
+    """``WriteStdin``: how much was written."""
+
+    len: int = uint(1)
+
+
+class ReadStreamRequest(Message):
+    """``ReadStdout`` and ``ReadStderr``: at most ``len`` bytes; answered when there are some, or at the end."""
+
+    container_id: str = string(1)
+    exec_id: str = string(2)
+    len: int = uint(3)
+
+
+class ReadStreamResponse(Message):
+    """``ReadStdout`` and ``ReadStderr``. No data is the end of the stream."""
+
+    data: bytes = bytes_(1)
+
+
+class CloseStdinRequest(Message):
+    """``CloseStdin``."""
+
+    container_id: str = string(1)
+    exec_id: str = string(2)
 
 
 class TtyWinResizeRequest(Message):

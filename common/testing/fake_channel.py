@@ -63,11 +63,10 @@ class _Sockets:
         self._writers: list[asyncio.StreamWriter] = []
 
     async def _serve(self, path: str, handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], object]) -> None:
-        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Awaitable[None] | None:
             self._writers.append(writer)
-            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-                if asyncio.iscoroutine(handling := handle(reader, writer)):
-                    await handling
+            handling = handle(reader, writer)
+            return _until_closed(handling) if asyncio.iscoroutine(handling) else None
 
         self._servers.append(await asyncio.start_unix_server(connected, path))
 
@@ -77,6 +76,11 @@ class _Sockets:
             server.close()
         for writer in self._writers:
             writer.close()
+
+
+async def _until_closed(handling: Awaitable[object]) -> None:
+    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        await handling
 
 
 class FakeSerial(_Sockets):

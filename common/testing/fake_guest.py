@@ -13,7 +13,7 @@ import signal
 from typing import TYPE_CHECKING, Self
 
 from common import status
-from common.channel import HEADER, MAX_CHUNK, StreamDecoder
+from common.channel import BY_CALL, HEADER, MAX_CHUNK, NO_STREAM, StreamDecoder
 from common.protocols import agent
 from common.protocols.stats import StatsContainerResponse
 from common.ttrpc import frames
@@ -41,10 +41,11 @@ class _Running:
 
     def __init__(self, request: agent.CreateContainerRequest | agent.ExecProcessRequest, process: Process) -> None:
         self.spec = process
-        self.stdin = request.stdin_port
-        self.stdout = request.stdout_port
-        self.stderr = request.stderr_port
+        numbers = (request.stdin_port, request.stdout_port, request.stderr_port)
+        self.is_by_call = numbers == (BY_CALL,) * 3
+        self.stdin, self.stdout, self.stderr = (0 if number == NO_STREAM else number for number in numbers)
         self.child: asyncio.subprocess.Process | None = None
+        self.has_begun = asyncio.Event()
         self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
 
@@ -58,6 +59,7 @@ class FakeGuest:
         refusals: by method, what to answer instead of doing it.
         stats: what to answer to StatsContainer.
         out_of_memory: ids to answer GetOOMEvent with.
+        features: what it says that it can do; without stream ports it is as upstream's.
     """
 
     def __init__(self, channel: FakeChannel) -> None:
@@ -67,6 +69,7 @@ class FakeGuest:
         self.refusals: dict[str, Refusal] = {}
         self.stats = StatsContainerResponse()
         self.out_of_memory: asyncio.Queue[str] = asyncio.Queue()
+        self.features = [agent.STREAM_PORTS_FEATURE]
         self._processes: dict[tuple[str, str], _Running] = {}
         self._listeners: list[asyncio.Task[object] | None] = []
         self._group = asyncio.TaskGroup()
@@ -86,6 +89,7 @@ class FakeGuest:
             self._signal(running, signal.SIGKILL)
             if running.child is None and not running.status.done():
                 running.status.cancel()
+                running.has_begun.set()
         for listener in filter(None, self._listeners):
             listener.cancel()
         self.channel.close()
@@ -120,6 +124,11 @@ class FakeGuest:
     def _handlers(self) -> dict[str, tuple[type[Message], Callable[[Any], Awaitable[Message]]]]:
         return {
             "Check": (agent.CheckRequest, self._check),
+            "GetGuestDetails": (agent.GuestDetailsRequest, self._details),
+            "WriteStdin": (agent.WriteStreamRequest, self._write),
+            "CloseStdin": (agent.CloseStdinRequest, self._close),
+            "ReadStdout": (agent.ReadStreamRequest, self._reads("stdout")),
+            "ReadStderr": (agent.ReadStreamRequest, self._reads("stderr")),
             "CreateSandbox": (agent.CreateSandboxRequest, self._nothing),
             "DestroySandbox": (agent.Empty, self._nothing),
             "CreateContainer": (agent.CreateContainerRequest, self._create),
@@ -137,6 +146,39 @@ class FakeGuest:
 
     async def _check(self, _: agent.CheckRequest) -> agent.HealthCheckResponse:
         return agent.HealthCheckResponse(status=agent.SERVING)
+
+    async def _details(self, _: agent.GuestDetailsRequest) -> agent.GuestDetailsResponse:
+        return agent.GuestDetailsResponse(agent_details=agent.AgentDetails(extra_features=list(self.features)))
+
+    async def _write(self, request: agent.WriteStreamRequest) -> agent.WriteStreamResponse:
+        stdin = self._child(request).stdin
+        assert stdin is not None
+        stdin.write(request.data)
+        await stdin.drain()
+        return agent.WriteStreamResponse(len=len(request.data))
+
+    async def _close(self, request: agent.CloseStdinRequest) -> agent.Empty:
+        stdin = self._child(request).stdin
+        assert stdin is not None
+        stdin.close()
+        return agent.Empty()
+
+    def _reads(self, name: str) -> Callable[[agent.ReadStreamRequest], Awaitable[agent.ReadStreamResponse]]:
+        async def read(request: agent.ReadStreamRequest) -> agent.ReadStreamResponse:
+            running = self._processes[request.container_id, request.exec_id]
+            await running.has_begun.wait()
+            if running.child is None:
+                raise Refusal(status.INTERNAL, "read meet eof")
+            source: asyncio.StreamReader = getattr(running.child, name)
+            return agent.ReadStreamResponse(data=await source.read(request.len))
+
+        return read
+
+    def _child(self, request: agent.WriteStreamRequest | agent.CloseStdinRequest) -> asyncio.subprocess.Process:
+        running = self._processes.get((request.container_id, request.exec_id))
+        if running is None or running.child is None:
+            raise Refusal(status.NOT_FOUND, "no such process")
+        return running.child
 
     async def _nothing(self, _: Message) -> agent.Empty:
         return agent.Empty()
@@ -186,6 +228,7 @@ class FakeGuest:
         if running.child is None:
             if not running.status.done():
                 running.status.set_result(128 + number)
+                running.has_begun.set()
         elif running.child.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(running.child.pid, number)
@@ -195,9 +238,9 @@ class FakeGuest:
         try:
             running.child = await asyncio.create_subprocess_exec(
                 *running.spec.args,
-                stdin=pipe if running.stdin else null,
-                stdout=pipe if running.stdout else null,
-                stderr=pipe if running.stderr else asyncio.subprocess.STDOUT,
+                stdin=pipe if running.stdin or running.is_by_call else null,
+                stdout=pipe if running.stdout or running.is_by_call else null,
+                stderr=pipe if running.stderr or running.is_by_call else asyncio.subprocess.STDOUT,
                 start_new_session=True,
             )
         except OSError as err:
@@ -205,13 +248,16 @@ class FakeGuest:
                 self.channel.stream(stream)[1].write(HEADER.pack(stream, 0))
             running.status.set_result(255)
             raise Refusal(status.INTERNAL, f"executable file `{running.spec.args[0]}` not found") from err
+        running.has_begun.set()
         self._group.create_task(self._see_through(running, running.child))
 
     async def _see_through(self, running: _Running, child: asyncio.subprocess.Process) -> None:
-        feeder = self._group.create_task(self._feed(running.stdin, child.stdin)) if child.stdin else None
+        feeder = (
+            self._group.create_task(self._feed(running.stdin, child.stdin)) if running.stdin and child.stdin else None
+        )
         async with asyncio.TaskGroup() as pumps:
             for stream, source in ((running.stdout, child.stdout), (running.stderr, child.stderr)):
-                if source is not None:
+                if stream and source is not None:
                     pumps.create_task(self._drain(stream, source))
         code = await child.wait()
         if feeder is not None:

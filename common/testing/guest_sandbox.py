@@ -15,6 +15,7 @@ import subprocess
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
+from common.channel import NO_STREAM
 from common.protocols import oci
 from common.protocols.agent import (
     AGENT_SERVICE,
@@ -65,8 +66,8 @@ class GuestSandbox:
         rootfs: a root file system of busybox.
     """
 
-    def __init__(self, vmlinux: Path, initrd: Path) -> None:
-        self.vm = GuestVm(vmlinux, initrd)
+    def __init__(self, vmlinux: Path, initrd: Path, *, has_vsock: bool = False, parameters: str = "") -> None:
+        self.vm = GuestVm(vmlinux, initrd, has_vsock=has_vsock, parameters=parameters)
         self.rootfs = self.vm.share / "base" / "rootfs"
         self._cleanup = ExitStack()
         self._ids = itertools.count(1)
@@ -120,9 +121,9 @@ class GuestSandbox:
             exec_id=container_id,
             storages=list(storages),
             oci=spec,
-            stdin_port=task.stdin.number if task.stdin else 0,
+            stdin_port=task.stdin.number if task.stdin else NO_STREAM,
             stdout_port=task.stdout.number,
-            stderr_port=task.stderr.number if task.stderr else 0,
+            stderr_port=task.stderr.number if task.stderr else NO_STREAM,
         )
         try:
             self.agent.ask("CreateContainer", request, Empty)
@@ -152,9 +153,9 @@ class GuestSandbox:
             container_id=container.container_id,
             exec_id=task.exec_id,
             process=_process(*args, terminal=terminal),
-            stdin_port=task.stdin.number if task.stdin else 0,
+            stdin_port=task.stdin.number if task.stdin else NO_STREAM,
             stdout_port=task.stdout.number,
-            stderr_port=task.stderr.number if task.stderr else 0,
+            stderr_port=task.stderr.number if task.stderr else NO_STREAM,
         )
         try:
             self.agent.ask("ExecProcess", request, Empty)

@@ -24,17 +24,21 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from common import guest_cmdline
 from common.channel import (
     AGENT_PORT,
+    AGENT_VSOCK_PORT,
     HEADER,
     HELLO,
     HELLO_REPLY,
     NONCE_SIZE,
+    STREAM_NUMBER,
     STREAM_PORT,
+    STREAM_VSOCK_PORT,
     StreamDecoder,
     port_of,
     stream_number,
 )
 from common.protobuf import Message
 from common.protocols.agent import AGENT_SERVICE, SHARE_TAG
+from common.testing.vsock_device import VsockDevice
 from common.ttrpc import frames
 
 if TYPE_CHECKING:
@@ -65,16 +69,21 @@ class GuestVm:
         share: a host directory that :meth:`plug_share` shows to the guest.
     """
 
-    def __init__(self, vmlinux: Path, initrd: Path, *, streams: int = 8, parameters: str = "") -> None:
+    def __init__(
+        self, vmlinux: Path, initrd: Path, *, streams: int = 8, parameters: str = "", has_vsock: bool = False
+    ) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="kt-", dir="/tmp"))  # socket paths must be short
         self.share = self._directory / "share"
         self.share.mkdir()
         self._generation = 0
         self._free_ports = list(range(streams))
+        self.vsock = VsockDevice(self._directory) if has_vsock else None
         self._command = self._qemu(vmlinux, initrd, parameters)
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
+        if self.vsock is not None:
+            self.vsock.__enter__()
         with self.path("qemu.log").open("wb") as log:
             self._processes.append(subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
         return self
@@ -85,7 +94,14 @@ class GuestVm:
         qemu.wait()
         for helper in helpers:  # virtiofsd ends with its connection; killed, it would orphan a child in a namespace
             helper.wait(_HELPER_TIMEOUT_S)
+        if self.vsock is not None:
+            self.vsock.__exit__()
         shutil.rmtree(self._directory)
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process."""
+        return self._processes[0].pid
 
     def path(self, name: str) -> Path:
         """Return the path of a file of this VM."""
@@ -100,23 +116,28 @@ class GuestVm:
         return self._processes[0].wait(BOOT_TIMEOUT_S)
 
     def connect(self, *, hello: bool = True) -> AgentClient:
-        """Connect to the agent port and, unless told otherwise, say hello."""
+        """Connect to the agent and, unless told otherwise or by vsock, say hello."""
         with ExitStack() as undo:
-            client = undo.enter_context(AgentClient(self._open("agent")))
-            if hello:
+            client = undo.enter_context(AgentClient(self._dial(AGENT_VSOCK_PORT) or self._open("agent")))
+            if hello and self.vsock is None:
                 client.say_hello()
             undo.pop_all()
         return client
 
     def stream(self) -> Stream:
-        """Begin a use of the lowest port that is free.
+        """Begin a use of the lowest port that is free, or a stream connection by vsock.
 
         Raises:
             IndexError: none is free.
         """
         port = self._free_ports.pop(0)
         self._generation += 1
-        return Stream(self._open(f"stream{port}"), stream_number(self._generation, port), self._free_ports)
+        number = stream_number(self._generation, port)
+        connection = self._dial(STREAM_VSOCK_PORT)
+        if connection is not None:
+            connection.sendall(STREAM_NUMBER.pack(number))
+            assert connection.recv(STREAM_NUMBER.size, socket.MSG_WAITALL) == STREAM_NUMBER.pack(number)
+        return Stream(connection or self._open(f"stream{port}"), number, self._free_ports)
 
     def plug_share(self) -> None:
         """Hot-plug the share directory as a virtio-fs device."""
@@ -159,6 +180,21 @@ class GuestVm:
             _execute(qmp, "device_del", {"id": f"d{serial}"}, until=("DEVICE_DELETED", f"d{serial}"))
             _execute(qmp, "blockdev-del", {"node-name": f"n{serial}"})
 
+    def _dial(self, port: int) -> socket.socket | None:
+        """Connect to a vsock port of the guest; return None if it has no vsock."""
+        if self.vsock is None:
+            return None
+        connection = self._open(self.vsock.path.name)
+        connection.sendall(f"CONNECT {port}\n".encode())
+        answer = b""
+        while not answer.endswith(b"\n"):
+            byte = connection.recv(1)
+            if not byte:
+                connection.close()
+                raise ConnectionRefusedError(f"the guest refuses vsock port {port}")
+            answer += byte
+        return connection
+
     def _open(self, name: str) -> socket.socket:
         """Connect to one of QEMU's sockets, which are there before QEMU runs the guest."""
         with ExitStack() as undo:
@@ -171,8 +207,21 @@ class GuestVm:
             undo.pop_all()
         return connection
 
-    def _qemu(self, vmlinux: Path, initrd: Path, parameters: str) -> list[str]:
+    def _channel(self) -> list[str]:
+        if self.vsock is not None:
+            chardev = f"socket,id=vsock,path={self.vsock.vhost_path}"
+            return ["-chardev", chardev, "-device", "vhost-user-vsock-pci,chardev=vsock"]
         ports = {"agent": AGENT_PORT, **{f"stream{n}": f"{STREAM_PORT}{n}" for n in self._free_ports}}
+        return ["-device", "virtio-serial-pci,max_ports=31"] + [
+            argument
+            for name, port in ports.items()
+            for argument in (
+                *("-chardev", f"socket,id={name},path={self.path(name)},server=on,wait=off"),
+                *("-device", f"virtserialport,chardev={name},name={port}"),
+            )
+        ]
+
+    def _qemu(self, vmlinux: Path, initrd: Path, parameters: str) -> list[str]:
         return [
             "qemu-system-x86_64", "-M", "q35,memory-backend=mem", "-accel", "tcg", "-cpu", "max,la57=off", "-smp", "1",
             "-m", _MEMORY, "-object", f"memory-backend-memfd,id=mem,size={_MEMORY},share=on",
@@ -184,11 +233,7 @@ class GuestVm:
             "-device", "pci-bridge,id=bridge0,bus=pcie.0,addr=5,chassis_nr=2,shpc=off,"
                        "io-reserve=4k,mem-reserve=1m,pref64-reserve=1m",
             "-device", "virtio-scsi-pci,id=scsi0,bus=pcie.0,addr=6",
-            "-device", "virtio-serial-pci,max_ports=31",
-            *(argument for name, port in ports.items() for argument in (
-                "-chardev", f"socket,id={name},path={self.path(name)},server=on,wait=off",
-                "-device", f"virtserialport,chardev={name},name={port}",
-            )),
+            *self._channel(),
         ]  # fmt: skip
 
 

@@ -43,6 +43,7 @@ class FakeVmManager:
         console: what the guest has printed.
         is_guest_silent: whether the agent of the next VM never answers.
         channel: what the next VM has for a channel.
+        features: what the next VM's agent says that it can do, if not what ours does.
     """
 
     def __init__(self, group: AsyncExitStack) -> None:
@@ -56,6 +57,7 @@ class FakeVmManager:
         self.console = ""
         self.is_guest_silent = False
         self.channel: type[FakeSerial | FakeHybrid] = FakeSerial
+        self.features: list[str] | None = None
         self._stack = group
         self._vm: vmm.Vm | None = None
 
@@ -81,6 +83,8 @@ class FakeVmManager:
         await asyncio.to_thread(Path(directory).mkdir)
         self.guest = await self._stack.enter_async_context(FakeGuest(self.channel(Path(directory))))
         self.guest.channel.is_silent = self.is_guest_silent
+        if self.features is not None:
+            self.guest.features = self.features
         self.process = await asyncio.create_subprocess_exec("sleep", "1000", start_new_session=True)
         _put_into_cgroup(self.process.pid, request.sandbox_id)
         self._vm = vmm.Vm(

@@ -25,11 +25,10 @@ from common import paths
 from common.bus.client import BusClient
 from common.bus.events import Received, Subscriber
 from common.bus.wire import Empty
-from common.channel import HELLO, HELLO_REPLY, NONCE_SIZE
 from common.config import ClhConfig, ExtraMonitor, QemuConfig
 from common.errors import InterruptedCallError, UnavailableError
 from common.services import vmm
-from common.services.channel import VirtioSerial
+from common.testing.guest_door import wait_agent
 from common.testing.stack import GUEST
 
 if TYPE_CHECKING:
@@ -240,12 +239,7 @@ async def managing(hypervisor: str = "qemu") -> AsyncIterator[Manager]:
 
 async def booted(vm: vmm.Vm) -> None:
     """Wait until the guest's agent answers; hotplug needs a guest that listens."""
-    assert isinstance(vm.channel, VirtioSerial)
-    reader, writer = await asyncio.open_unix_connection(vm.channel.agent_socket)
-    nonce = bytes(NONCE_SIZE)
-    writer.write(HELLO + nonce)
-    assert await reader.readexactly(len(HELLO_REPLY) + NONCE_SIZE) == HELLO_REPLY + nonce
-    writer.close()
+    await wait_agent(vm.channel)
 
 
 async def heard(news: Subscriber, topic: str) -> Received:

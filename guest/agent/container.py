@@ -191,6 +191,8 @@ class Container:
 
         def on_deleted(error: str) -> None:
             self._guest.oom.forget(self.id)
+            for process in self._processes.values():
+                process.close()
             remove_directory(self._directory)
             self._answer(call, error + release())
 
@@ -214,7 +216,9 @@ class Container:
 
     def _forget(self, exec_id: str) -> None:
         if exec_id not in ("", self.id):
-            self._processes.pop(exec_id, None)
+            forgotten = self._processes.pop(exec_id, None)
+            if forgotten:
+                forgotten.close()
 
     def _write_spec(self) -> None:
         write_text(f"{self._directory}/config.json", dumps(to_json(self._spec)))

@@ -15,6 +15,8 @@ from __future__ import annotations
 import posix
 
 from common import status
+from common.channel import BY_CALL, NO_STREAM
+from guest.agent.calls import CallInput, CallOutput
 from guest.agent.files import read_text
 from guest.agent.oom import OomEvents
 from guest.agent.rpc import RpcError
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from guest.agent.crun import Crun
     from guest.agent.reactor import Reactor
     from guest.agent.reaper import Reaper
+    from guest.agent.rpc import Call
     from guest.agent.streams import StreamPorts
     from guest.agent.terminal import ConsoleSocket
 
@@ -39,12 +42,17 @@ _MAX_SIZE = 0xFFFF
 
 
 class Streams:
-    """Stream numbers of a process (``common.channel``); 0 is none. A terminal uses the first two only."""
+    """Stream numbers of a process (``common.channel``). A terminal uses the first two only."""
 
     def __init__(self, stdin: int, stdout: int, stderr: int, *, is_terminal: bool) -> None:
         self.stdin = stdin
         self.outputs = (stdout,) if is_terminal else (stdout, stderr)
         self.is_terminal = is_terminal
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """Those that have a port."""
+        return tuple(number for number in (self.stdin, *self.outputs) if number not in (BY_CALL, NO_STREAM))
 
 
 class Guest:
@@ -64,7 +72,7 @@ class Process:
     """A process that the runtime starts and the reaper buries."""
 
     def __init__(self, guest: Guest, streams: Streams, on_exit: Callable[[], None]) -> None:
-        for stream in filter(None, (streams.stdin, *streams.outputs)):
+        for stream in streams.ports:
             guest.ports.get(stream)
         self.state = CREATED
         self._guest = guest
@@ -76,6 +84,8 @@ class Process:
         self._terminal = -1
         self._input: Input | None = None
         self._outputs: list[Output] = []
+        self._called_input = CallInput(guest.reactor) if streams.stdin == BY_CALL else None
+        self._called = [CallOutput(guest.reactor) if number == BY_CALL else None for number in streams.outputs]
         self._waiters: list[Callable[[int], None]] = []
         self._signals: list[int] = []
 
@@ -147,6 +157,33 @@ class Process:
         self._waiters.append(on_settled)
         self._answer_waiters()
 
+    def read(self, output: int, size: int, call: Call) -> None:
+        """Answer with output: 0 is standard output or the terminal, 1 standard error.
+
+        Raises:
+            RpcError: it has none that is read by calls.
+        """
+        found = self._called[output] if output < len(self._called) else None
+        if found is None:
+            raise RpcError(status.FAILED_PRECONDITION, "this stream is not read by calls")
+        found.read(size, call)
+
+    @property
+    def called_input(self) -> CallInput:
+        """Its standard input, if that is written by calls.
+
+        Raises:
+            RpcError: it is not.
+        """
+        if self._called_input is None:
+            raise RpcError(status.FAILED_PRECONDITION, "standard input is not written by calls")
+        return self._called_input
+
+    def close(self) -> None:
+        """Give up what nobody can ask for any more: it is forgotten."""
+        for output in filter(None, self._called):
+            output.close()
+
     @property
     def is_settled(self) -> bool:
         """Whether it has ended and all of its output has been taken."""
@@ -162,13 +199,13 @@ class Process:
     def _open_pipes(self) -> list[int]:
         """Connect pipes to the ports; return the process's ends of them."""
         ends = [self._guest.null] * 3
-        if self._streams.stdin:
+        if self._streams.stdin != NO_STREAM:
             ends[0], sink = posix.pipe2(posix.O_CLOEXEC)
             self._connect_input(sink)
-        for number, stream in enumerate(self._streams.outputs, start=1):
-            if stream:
-                source, ends[number] = posix.pipe2(posix.O_CLOEXEC)
-                self._connect_output(stream, source)
+        for number, stream in enumerate(self._streams.outputs):
+            if stream != NO_STREAM:
+                source, ends[number + 1] = posix.pipe2(posix.O_CLOEXEC)
+                self._connect_output(number, source)
         return ends
 
     def _run(self, pid: int, console: ConsoleSocket | None) -> None:
@@ -183,10 +220,10 @@ class Process:
 
     def _connect_terminal(self) -> None:
         self._apply_size()
-        if self._streams.stdin:
+        if self._streams.stdin != NO_STREAM:
             self._connect_input(posix.dup(self._terminal))
-        if self._streams.outputs[0]:
-            self._connect_output(self._streams.outputs[0], posix.dup(self._terminal))
+        if self._streams.outputs[0] != NO_STREAM:
+            self._connect_output(0, posix.dup(self._terminal))
 
     def _apply_size(self) -> None:
         if self._size and self._terminal >= 0:
@@ -195,9 +232,18 @@ class Process:
             resize(self._terminal, *self._size)
 
     def _connect_input(self, sink: int) -> None:
-        self._input = Input(self._guest.reactor, self._guest.ports.get(self._streams.stdin), self._streams.stdin, sink)
+        if self._called_input:
+            self._called_input.attach(sink)
+            return
+        stream = self._streams.stdin
+        self._input = Input(self._guest.reactor, self._guest.ports.get(stream), stream, sink)
 
-    def _connect_output(self, stream: int, source: int) -> None:
+    def _connect_output(self, number: int, source: int) -> None:
+        if called := self._called[number]:
+            called.attach(source)
+            return
+        stream = self._streams.outputs[number]
+
         def on_end() -> None:
             self._outputs.remove(output)
             self._answer_waiters()
@@ -222,8 +268,12 @@ class Process:
         self._status = exit_status
         if self._input:
             self._input.close()
+        if self._called_input:
+            self._called_input.close()
         for output in list(self._outputs):
             output.drain()
+        for called in filter(None, self._called):
+            called.drain()
         if self._terminal >= 0:
             posix.close(self._terminal)
             self._terminal = -1

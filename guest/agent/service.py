@@ -9,7 +9,7 @@ from guest.agent.container import Container
 from guest.agent.crun import Crun
 from guest.agent.files import read_text
 from guest.agent.health import VERSION
-from guest.agent.process import Guest, Streams
+from guest.agent.process import Guest, Process, Streams
 from guest.agent.reaper import Reaper
 from guest.agent.rpc import RpcError
 from guest.agent.sandbox import Sandbox
@@ -55,6 +55,10 @@ class Service:
             "ExecProcess": (messages.ExecProcessRequest, self.exec_process),
             "SignalProcess": (messages.SignalProcessRequest, self.signal_process),
             "WaitProcess": (messages.WaitProcessRequest, self.wait_process),
+            "WriteStdin": (messages.WriteStreamRequest, self.write_stdin),
+            "CloseStdin": (messages.CloseStdinRequest, self.close_stdin),
+            "ReadStdout": (messages.ReadStreamRequest, self.read_stdout),
+            "ReadStderr": (messages.ReadStreamRequest, self.read_stderr),
             "TtyWinResize": (messages.TtyWinResizeRequest, self.tty_win_resize),
         }
 
@@ -81,7 +85,11 @@ class Service:
     def get_guest_details(self, request: messages.GuestDetailsRequest, _call: Call) -> messages.GuestDetailsResponse:
         """Say what this agent is."""
         details = messages.AgentDetails(
-            version=VERSION, init_daemon=True, storage_handlers=list(storage.DRIVERS), supports_seccomp=True
+            version=VERSION,
+            init_daemon=True,
+            storage_handlers=list(storage.DRIVERS),
+            supports_seccomp=True,
+            extra_features=[messages.STREAM_PORTS_FEATURE],
         )
         block_size = read_text("/sys/devices/system/memory/block_size_bytes") if request.mem_block_size else ""
         return messages.GuestDetailsResponse(agent_details=details, mem_block_size_bytes=int(block_size or "0", 16))
@@ -153,6 +161,27 @@ class Service:
     def wait_process(self, request: messages.WaitProcessRequest, call: Call) -> None:
         """Answer when a process has ended."""
         self._sandbox.container(request.container_id).wait(request.exec_id, call)
+
+    def write_stdin(self, request: messages.WriteStreamRequest, call: Call) -> None:
+        """Answer when a process has taken some input."""
+        self._process(request).called_input.write(request.data, call)
+
+    def close_stdin(self, request: messages.CloseStdinRequest, call: Call) -> None:
+        """Let a process's standard input end."""
+        self._process(request).called_input.end(call)
+
+    def read_stdout(self, request: messages.ReadStreamRequest, call: Call) -> None:
+        """Answer when a process has written to its standard output or terminal."""
+        self._process(request).read(0, request.len, call)
+
+    def read_stderr(self, request: messages.ReadStreamRequest, call: Call) -> None:
+        """Answer when a process has written to its standard error."""
+        self._process(request).read(1, request.len, call)
+
+    def _process(
+        self, request: messages.WriteStreamRequest | messages.CloseStdinRequest | messages.ReadStreamRequest
+    ) -> Process:
+        return self._sandbox.container(request.container_id).process(request.exec_id)
 
     def tty_win_resize(self, request: messages.TtyWinResizeRequest, _call: Call) -> messages.Empty:
         """Set the size of a process's terminal."""

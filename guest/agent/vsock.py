@@ -4,7 +4,7 @@ The listeners are there before the device's driver is. The host may therefore as
 boots: it waits in the device, and is never refused.
 
 Only the host (address 2, ``VMADDR_CID_HOST`` of linux/vm_sockets.h) is listened to, since containers have this address
-family too.
+family too; and if the kernel's command line says so, only to the host's reserved ports.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from __future__ import annotations
 import _socket
 import posix
 
-from common.channel import AGENT_VSOCK_PORT, STREAM_NUMBER, STREAM_VSOCK_PORT
+from common.channel import AGENT_VSOCK_PORT, RESERVED_PARAMETER, RESERVED_PORTS, STREAM_NUMBER, STREAM_VSOCK_PORT
 from guest.agent import modules
 from guest.agent.conversation import READ_SIZE, Conversation
+from guest.agent.files import read_text
 from guest.agent.log import log
 from guest.agent.streams import StreamPort
 
@@ -38,13 +39,15 @@ def serve(reactor: Reactor, router: Router, streams: StreamPorts) -> None:
     def take_stream(descriptor: int) -> None:
         UnnamedConnection(reactor, descriptor, streams)
 
+    is_reserved = RESERVED_PARAMETER in read_text("/proc/cmdline").split()
+    peers = RESERVED_PORTS if is_reserved else range(1 << 32)
     modules.load("vsock")
-    _listen(reactor, AGENT_VSOCK_PORT, converse)
-    _listen(reactor, STREAM_VSOCK_PORT, take_stream)
+    _listen(reactor, AGENT_VSOCK_PORT, peers, converse)
+    _listen(reactor, STREAM_VSOCK_PORT, peers, take_stream)
     modules.load("vsock-device")
 
 
-def _listen(reactor: Reactor, port: int, on_connection: Callable[[int], None]) -> None:
+def _listen(reactor: Reactor, port: int, peers: range, on_connection: Callable[[int], None]) -> None:
     kind = _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC
     listener = _socket.socket(_socket.AF_VSOCK, kind)
     listener.bind((_socket.VMADDR_CID_ANY, port))
@@ -53,14 +56,14 @@ def _listen(reactor: Reactor, port: int, on_connection: Callable[[int], None]) -
     def on_event(_events: int) -> None:
         while True:
             try:
-                descriptor, (cid, _port) = listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001  # what `socket` makes accept() of
+                descriptor, (cid, peer) = listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001  # what `socket` makes accept() of
             except BlockingIOError:
                 return
-            if cid == _socket.VMADDR_CID_HOST:
+            if cid == _socket.VMADDR_CID_HOST and peer in peers:
                 posix.set_blocking(descriptor, False)
                 on_connection(descriptor)
             else:
-                log("warning", "vsock connection refused", port=port, cid=cid)
+                log("warning", "vsock connection refused", port=port, cid=cid, peer=peer)
                 posix.close(descriptor)
 
     reactor.watch(listener.fileno(), on_event)

@@ -9,6 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
 from common import log
+from common.channel import MAX_CHUNK
 from common.errors import GuestError
 from common.protocols import agent
 from common.protocols.stats import StatsContainerResponse
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from common.protobuf import Message
     from common.protocols import oci
     from procs.shim.channel import Channel
+    from procs.shim.ports import ProcessName
     from procs.shim.streams import StreamNumbers
 
 M = TypeVar("M", bound="Message")
@@ -63,6 +65,13 @@ class Agent:
         )
         if reply.status != agent.SERVING:
             raise GuestError(f"the guest's agent answers but does not serve (health status {reply.status})")
+
+    async def features(self) -> frozenset[str]:
+        """Ask what the agent can do beyond what all of them can."""
+        details = await self._ask(
+            "GetGuestDetails", agent.GuestDetailsRequest(), agent.GuestDetailsResponse, CALL_TIMEOUT_S
+        )
+        return frozenset(details.agent_details.extra_features if details.agent_details else ())
 
     async def create_sandbox(self, sandbox_id: str, hostname: str, guest_hook_path: str) -> None:
         """Have the guest mount the share; ``guest_hook_path`` is where its image has hooks for containers, or empty."""
@@ -124,6 +133,21 @@ class Agent:
         """Wait until a process has ended, for ever; return its exit status."""
         request = agent.WaitProcessRequest(container_id=container_id, exec_id=exec_id)
         return (await self._ask("WaitProcess", request, agent.WaitProcessResponse)).status & 0xFF
+
+    async def read_stream(self, method: str, process: ProcessName) -> bytes:
+        """Wait for output of a process, for ever, and return it; ``method`` is ``ReadStdout`` or ``ReadStderr``."""
+        request = agent.ReadStreamRequest(container_id=process.container_id, exec_id=process.exec_id, len=MAX_CHUNK)
+        return (await self._ask(method, request, agent.ReadStreamResponse)).data[:MAX_CHUNK]
+
+    async def write_stdin(self, process: ProcessName, data: bytes) -> None:
+        """Write to a process's standard input; returns when it has taken all."""
+        request = agent.WriteStreamRequest(container_id=process.container_id, exec_id=process.exec_id, data=data)
+        await self._ask("WriteStdin", request, agent.WriteStreamResponse)
+
+    async def close_stdin(self, process: ProcessName) -> None:
+        """Let a process's standard input end."""
+        request = agent.CloseStdinRequest(container_id=process.container_id, exec_id=process.exec_id)
+        await self._call("CloseStdin", request)
 
     async def resize(self, container_id: str, exec_id: str, *, rows: int, columns: int) -> None:
         """Set the size of a process's terminal."""

@@ -76,6 +76,7 @@ class Container:
         try:
             await self._hooks.prepare()
             await self._prepare(wanted)
+            self._init.note_known()
         except BaseException:
             await self._init.discard()
             raise

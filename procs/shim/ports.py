@@ -1,4 +1,4 @@
-"""One use of a stream port of the guest, whatever kind of device the port is on.
+"""Where the streams of a process are in the guest, and one use of a stream port, whatever kind of device that is on.
 
 *Back-pressure*: a pump holds one chunk and takes the next when that one is written, so a client that does not read
 stops its process, and a process that does not read stops its client.
@@ -8,34 +8,74 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 from common.channel import HEADER, MAX_CHUNK, StreamDecoder
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
 FRAME_TIMEOUT_S = 2
 """How long the guest may take to accept the rest of a frame whose process has ended."""
 
 
-class Ports(Protocol):
-    """Where a process gets its streams."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessName:
+    """How the agent calls a process; the container's own has the container's id as ``exec_id``."""
 
-    async def take(self, count: int, group: asyncio.TaskGroup) -> list[PortUse]:
-        """Connect to as many ports, each under a stream number that was never used in this VM: all at once or none.
+    container_id: str
+    exec_id: str
+    is_terminal: bool
+
+
+class StreamUse(Protocol):
+    """Two streams of a process that go opposite ways.
+
+    Attributes:
+        has_output: whether the guest sends on it, and so will send an end.
+    """
+
+    has_output: bool
+
+    @property
+    def stream(self) -> int:
+        """The number that the agent is told."""
+
+    def begin(self, *, is_known: bool) -> None:
+        """Note that the agent knows the process, or never will."""
+
+    def payloads(self) -> AsyncIterator[bytes]:
+        """Yield what the guest sends, until its end or the VM's."""
+
+    async def send(self, payload: bytes) -> None:
+        """Send; an empty payload is the end."""
+
+
+class Ports(Protocol):
+    """Where a process gets its streams.
+
+    Attributes:
+        by_call: whether streams are calls to the agent (:mod:`procs.shim.calls`).
+    """
+
+    by_call: bool
+
+    async def take(self, count: int, process: ProcessName, group: asyncio.TaskGroup) -> Sequence[StreamUse]:
+        """Take as many uses, all at once or none.
 
         Args:
             count: how many.
-            group: where frames are sent.
+            process: whose streams they are.
+            group: where what is sent is sent.
 
         Raises:
             ExhaustedError: too many were taken for too long.
             UnavailableError: the VM is gone.
         """
 
-    async def give_back(self, use: PortUse) -> None:
+    async def give_back(self, use: Any) -> None:  # noqa: ANN401 - one that the same object gave
         """Disconnect."""
 
 
@@ -54,6 +94,9 @@ class PortUse:
         self._group = group
         self._decoder = StreamDecoder(stream)
         self._sending: asyncio.Task[None] | None = None
+
+    def begin(self, *, is_known: bool) -> None:
+        """Do nothing: the agent was told the number before it knows the process, and sends an end in any case."""
 
     async def payloads(self) -> AsyncIterator[bytes]:
         """Yield what the guest sends, until its end or the VM's; a guest that never pauses keeps nobody waiting."""

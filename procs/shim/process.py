@@ -17,6 +17,7 @@ from common.errors import KataError, NotFoundError, UnavailableError
 from common.protocols.events import TaskExit
 from common.protocols.task import Timestamp
 from procs.shim.outlets import Owner
+from procs.shim.ports import ProcessName
 from procs.shim.streams import Streams
 from procs.shim.tasks import UNKNOWN_STATUS, Ask, Process, State
 
@@ -70,9 +71,19 @@ class GuestProcess:
         Raises:
             KataError: not enough ports are free, or where output goes cannot be opened.
         """
-        numbers = await self._streams.connect(self._guest.ports)
+        process = self.process
+        name = ProcessName(
+            container_id=process.container_id,
+            exec_id=process.exec_id or process.container_id,
+            is_terminal=process.stdio.is_terminal,
+        )
+        numbers = await self._streams.connect(self._guest.ports, name)
         self._output = self._group.create_task(self._streams.pump_output())
         return numbers
+
+    def note_known(self) -> None:
+        """Note that the guest knows the process."""
+        self._streams.begin(is_known=True)
 
     async def start(self, begin: Callable[[], Awaitable[None]], news: TaskEvent) -> None:
         """Start it.
@@ -90,10 +101,12 @@ class GuestProcess:
         try:
             await begin()
         except BaseException:
+            self._streams.begin(is_known=False)
             await self._stop_streams(REFUSED_TIMEOUT_S)
             self._end(UNKNOWN_STATUS)
             raise
         else:
+            self.note_known()
             self.process.move(State.RUNNING)
             self._events.publish(news)
             self._input = self._group.create_task(self._streams.pump_input())
@@ -185,6 +198,8 @@ class GuestProcess:
     async def _status(self) -> int:
         """Return the exit status: the guest's word, or 137 if the VM ended."""
         process = self.process
+        if self._guest.ports.by_call:
+            await self._read_out()
         try:
             return await self._guest.agent.wait_process(process.container_id, process.exec_id or process.container_id)
         except UnavailableError:
@@ -193,6 +208,12 @@ class GuestProcess:
         except KataError as err:
             _log.error("exit status not known", exec_id=process.exec_id, error=str(err))
             return UNKNOWN_STATUS
+
+    async def _read_out(self) -> None:
+        """Wait until the output has ended, or the VM."""
+        gone = self._group.create_task(self._guest.is_gone.wait())
+        await asyncio.wait({gone} | ({self._output} if self._output else set()), return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
 
     async def _stop_streams(self, drain_s: float) -> None:
         """Wait until the output is with the client, then give up the streams."""

@@ -168,6 +168,7 @@ class Sandbox:
         self._enter("waiting for the guest's agent")
         channel = self._channel(vm)
         self._agent = agent = await self._dial(channel, config)
+        ports = await self._ports(channel, agent)
         self._enter("sharing the file system")
         async with devices.taken_into_use(share):
             hook_path = config.hypervisor.guest_hook_path
@@ -177,7 +178,7 @@ class Sandbox:
             sandbox_id=self.sandbox_id,
             agent=agent,
             devices=devices,
-            ports=channel.ports,
+            ports=ports,
             pid=vm.process.pid,
             is_gone=self.is_gone,
             create_timeout_s=config.runtime.create_container_timeout,
@@ -249,6 +250,17 @@ class Sandbox:
         from procs.shim.channel import open_channel
 
         return open_channel(vm.channel)
+
+    async def _ports(self, channel: Channel, agent: Agent) -> Ports:
+        """Return where processes get their streams: the channel's ports, if the agent has them too."""
+        from common.protocols.agent import STREAM_PORTS_FEATURE
+
+        if STREAM_PORTS_FEATURE in await agent.features():
+            return channel.ports
+        from procs.shim.calls import CallPorts
+
+        _log.info("the agent has no stream ports, streams are calls")
+        return CallPorts(agent)
 
     def _devices(self, vm: Vm) -> Devices:
         from procs.shim.devices import Devices

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from common.services.channel import VirtioSerial
+    from procs.shim.ports import ProcessName
 
 PORTS_TIMEOUT_S = 30
 """How long a process waits for ports: many short ones may begin at once, a few long ones must not keep all others."""
@@ -68,6 +69,8 @@ class StreamPorts:
         wait_s: how long a process waits for ports that others have, in seconds.
     """
 
+    by_call = False
+
     def __init__(self, sockets: Sequence[str], wait_s: float = PORTS_TIMEOUT_S) -> None:
         self._sockets = sockets
         self._wait_s = wait_s
@@ -75,7 +78,7 @@ class StreamPorts:
         self._generation = 0
         self._changed = asyncio.Condition()
 
-    async def take(self, count: int, group: asyncio.TaskGroup) -> list[PortUse]:
+    async def take(self, count: int, _process: ProcessName, group: asyncio.TaskGroup) -> list[PortUse]:
         """Connect to free ports, each under a stream number that was never used in this VM.
 
         All at once or none: two processes that hold one each and want another would wait for one another.

@@ -7,21 +7,21 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from common import log
-from common.channel import MAX_CHUNK, ChannelError
+from common.channel import BY_CALL, MAX_CHUNK, NO_STREAM, ChannelError
 from procs.shim import fifos, outlets
 
 if TYPE_CHECKING:
-    from procs.shim.ports import Ports, PortUse
+    from procs.shim.ports import Ports, ProcessName, StreamUse
     from procs.shim.tasks import Stdio
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamNumbers:
-    """What the agent is told: stream numbers, 0 for a stream that the process does not have."""
+    """What the agent is told: stream numbers, or ``BY_CALL``, or ``NO_STREAM``."""
 
-    stdin: int = 0
-    stdout: int = 0
-    stderr: int = 0
+    stdin: int
+    stdout: int
+    stderr: int
 
 
 class Streams:
@@ -43,11 +43,11 @@ class Streams:
         self._inlet: fifos.Inlet | None = None
         self._outlets = outlets.Outlets()
         self._ports: Ports | None = None
-        self._main: PortUse | None = None
-        self._error: PortUse | None = None
+        self._main: StreamUse | None = None
+        self._error: StreamUse | None = None
         self._finishing: asyncio.Task[None] | None = None
 
-    async def connect(self, ports: Ports) -> StreamNumbers:
+    async def connect(self, ports: Ports, process: ProcessName) -> StreamNumbers:
         """Open where output goes, and as many ports as the process needs.
 
         Raises:
@@ -57,11 +57,23 @@ class Streams:
         self._ports = ports
         self._outlets = await outlets.open_outlets(self._stdio, self._owner)
         stdio = self._stdio
-        has_main, has_error = bool(stdio.stdin or stdio.stdout or stdio.is_terminal), bool(stdio.stderr)
-        uses = await ports.take(has_main + has_error, self._group)
-        self._main = uses.pop(0) if has_main else None
-        self._error = uses.pop() if has_error else None
+        has_output = ports.by_call or bool(stdio.stdout or stdio.is_terminal)
+        has_main = has_output or bool(stdio.stdin)
+        has_error = not stdio.is_terminal if ports.by_call else bool(stdio.stderr)
+        uses = list(await ports.take(has_main + has_error, process, self._group))
+        if has_main:
+            self._main = uses.pop(0)
+            self._main.has_output = has_output
+        if has_error:
+            self._error = uses.pop()
+            self._error.has_output = True
         return self._numbers()
+
+    def begin(self, *, is_known: bool) -> None:
+        """Note that the agent knows the process, or never will. The first word counts."""
+        for use in (self._main, self._error):
+            if use is not None:
+                use.begin(is_known=is_known)
 
     async def pump_output(self) -> None:
         """Carry output to the clients until the guest has ended every stream, or the VM is gone."""
@@ -72,7 +84,11 @@ class Streams:
 
     async def pump_input(self) -> None:
         """Carry input to the guest until it ends."""
-        if not self._stdio.stdin or self._main is None:
+        if self._main is None:
+            return
+        if not self._stdio.stdin:
+            if self._ports is not None and self._ports.by_call:
+                await self._main.send(b"")
             return
         self._inlet = fifos.Inlet(self._stdio.stdin)
         if self._is_input_over:
@@ -116,19 +132,17 @@ class Streams:
 
     def _numbers(self) -> StreamNumbers:
         """Name the streams for the guest, which from then on owes an end for each output."""
-        stdio = self._stdio
-        numbers = StreamNumbers(
-            stdin=self._main.stream if self._main and (stdio.stdin or stdio.is_terminal) else 0,
-            stdout=self._main.stream if self._main and (stdio.stdout or stdio.is_terminal) else 0,
-            stderr=self._error.stream if self._error else 0,
+        none = BY_CALL if self._ports is not None and self._ports.by_call else NO_STREAM
+        main, error = self._main, self._error
+        has_input = self._stdio.stdin or self._stdio.is_terminal
+        return StreamNumbers(
+            stdin=main.stream if main and has_input else none,
+            stdout=main.stream if main and main.has_output else none,
+            stderr=error.stream if error else none,
         )
-        for use, number in ((self._main, numbers.stdout), (self._error, numbers.stderr)):
-            if use is not None:
-                use.has_output = number != 0
-        return numbers
 
 
-async def _pump_out(use: PortUse, outlet: outlets.Outlet | None) -> None:
+async def _pump_out(use: StreamUse, outlet: outlets.Outlet | None) -> None:
     """Carry one output stream; without a FIFO (a terminal that nobody looks at) its bytes are dropped."""
     try:
         async for payload in use.payloads():

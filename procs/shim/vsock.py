@@ -15,18 +15,21 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import random
 import socket
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
-from common.channel import AGENT_VSOCK_PORT, STREAM_NUMBER, STREAM_VSOCK_PORT, stream_number
-from common.errors import GuestError, UnavailableError
+from common.channel import AGENT_VSOCK_PORT, RESERVED_PORTS, STREAM_NUMBER, STREAM_VSOCK_PORT, stream_number
+from common.errors import ExhaustedError, GuestError, UnavailableError
 from common.services.channel import HybridVsock, KernelVsock
 from procs.shim import unix
 from procs.shim.ports import PortUse
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from procs.shim.ports import ProcessName
 
     Dial = Callable[[int], Awaitable[socket.socket]]
 
@@ -61,11 +64,13 @@ class VsockChannel:
 class StreamConnections:
     """Streams as connections; see :class:`procs.shim.ports.Ports`. There are as many as the VMM and the guest allow."""
 
+    by_call = False
+
     def __init__(self, dial: Dial) -> None:
         self._dial = dial
         self._generation = 0
 
-    async def take(self, count: int, group: asyncio.TaskGroup) -> list[PortUse]:
+    async def take(self, count: int, _process: ProcessName, group: asyncio.TaskGroup) -> list[PortUse]:
         """Make so many connections that the agent knows by their numbers.
 
         Raises:
@@ -154,17 +159,28 @@ async def _ask_vmm(sock: socket.socket, port: int) -> None:
 
 
 def _kernel_socket() -> socket.socket:
-    """Return a socket for vsock.
+    """Return a socket for vsock, bound to a reserved port, which shows the guest that we are root.
 
     Raises:
         UnavailableError: the host's kernel has none.
+        ExhaustedError: all reserved ports are in use.
     """
     try:
         sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
     except OSError as err:
         raise UnavailableError(f"no vsock socket: {err.strerror}", hint="load the kernel module vhost_vsock") from err
     sock.setblocking(False)
-    return sock
+    for port in random.sample(RESERVED_PORTS, len(RESERVED_PORTS)):
+        try:
+            sock.bind((socket.VMADDR_CID_ANY, port))
+        except OSError as err:
+            if err.errno != errno.EADDRINUSE:
+                sock.close()
+                raise UnavailableError(f"cannot bind vsock port {port}: {err.strerror}") from err
+        else:
+            return sock
+    sock.close()
+    raise ExhaustedError(f"all {len(RESERVED_PORTS)} reserved vsock ports of the host are in use")
 
 
 async def _ask_kernel(sock: socket.socket, cid: int, port: int) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from common.channel import NO_STREAM
 from common.errors import KataError
 from common.protocols import agent, task
 from common.testing.shim_client import KILLED, Reader, Shim, started
@@ -134,7 +135,7 @@ async def test_terminals_take_one_port_and_are_resized(stand: ShimStand) -> None
     created, resized = calls["CreateContainer"], calls["TtyWinResize"]
     assert isinstance(created, agent.CreateContainerRequest)
     assert created.stdin_port == created.stdout_port != 0
-    assert created.stderr_port == 0
+    assert created.stderr_port == NO_STREAM
     assert created.oci is not None
     assert created.oci.process is not None
     assert created.oci.process.terminal

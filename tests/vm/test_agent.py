@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from common import status
+from common.channel import NO_STREAM
 from common.protocols import oci
 from common.protocols.agent import (
     AGENT_SERVICE,
@@ -192,7 +193,15 @@ def test_a_background_process_does_not_keep_the_streams(sandbox: GuestSandbox, i
 
 def test_streams_without_a_port_are_null(sandbox: GuestSandbox, idle: Task) -> None:
     process = oci.Process(args=["sh", "-c", "cat; echo x; exit 4"], env=["PATH=/bin"], cwd="/", user=oci.User())
-    request = ExecProcessRequest(container_id=idle.container_id, exec_id="silent", process=process)
+    none = NO_STREAM
+    request = ExecProcessRequest(
+        container_id=idle.container_id,
+        exec_id="silent",
+        process=process,
+        stdin_port=none,
+        stdout_port=none,
+        stderr_port=none,
+    )
     sandbox.agent.ask("ExecProcess", request, Empty)
     waiting = WaitProcessRequest(container_id=idle.container_id, exec_id="silent")
     assert sandbox.agent.ask("WaitProcess", waiting, WaitProcessResponse).status == 4
@@ -273,7 +282,9 @@ def test_limits_are_those_of_the_container_s_cgroup(sandbox: GuestSandbox) -> No
         memory=oci.LinuxMemory(limit=64 << 20), cpu=oci.LinuxCPU(quota=50_000, period=100_000)
     )
     with closing(sandbox.vm.stream()) as stdout:
-        request = CreateContainerRequest(container_id="limited", oci=spec, stdout_port=stdout.number)
+        request = CreateContainerRequest(
+            container_id="limited", oci=spec, stdin_port=NO_STREAM, stdout_port=stdout.number, stderr_port=NO_STREAM
+        )
         sandbox.agent.ask("CreateContainer", request, Empty)
         sandbox.agent.ask("StartContainer", ContainerRequest(container_id="limited"), Empty)
         assert stdout.read_all() == b"67108864\n50000 100000\n"

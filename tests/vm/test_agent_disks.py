@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from common import status
+from common.channel import NO_STREAM
 from common.protocols.agent import AGENT_SERVICE, CreateContainerRequest, Empty, Storage
 from common.testing.guest_sandbox import GuestSandbox, Task, container_spec, make_busybox_rootfs
 from common.testing.guest_vm import AgentError
@@ -99,7 +100,14 @@ def test_the_request_may_come_before_the_device(sandbox: GuestSandbox, ext4: Pat
     disk = storage("blk", "05/02", serial)
     spec = container_spec(disk.mount_point, "true")
     stream = sandbox.vm.stream()
-    request = CreateContainerRequest(container_id="early", storages=[disk], oci=spec, stdout_port=stream.number)
+    request = CreateContainerRequest(
+        container_id="early",
+        storages=[disk],
+        oci=spec,
+        stdin_port=NO_STREAM,
+        stdout_port=stream.number,
+        stderr_port=NO_STREAM,
+    )
     asked = sandbox.agent.begin(AGENT_SERVICE, "CreateContainer", request)
     assert seen_disks(sandbox) == []
     assert not sandbox.agent.is_answered(asked)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from common.channel import HEADER, MAX_CHUNK, StreamDecoder, stream_number
+from common.channel import HEADER, MAX_CHUNK, NO_STREAM, StreamDecoder, stream_number
 from common.errors import ExhaustedError, NotFoundError, UsageError
 from procs.shim import outlets
 from procs.shim.fifos import Inlet
+from procs.shim.ports import ProcessName
 from procs.shim.serial import StreamPorts
 from procs.shim.streams import Streams
 from procs.shim.tasks import Stdio
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from procs.shim.ports import PortUse
 
 
+NAME = ProcessName(container_id="c", exec_id="c", is_terminal=False)
 OWNER = outlets.Owner(id="c", namespace="n", sandbox_id="s")
 
 
@@ -58,7 +60,7 @@ class Vm:
         return sock
 
     async def take(self) -> PortUse:
-        (use,) = await self.ports.take(1, self.group)
+        (use,) = await self.ports.take(1, NAME, self.group)
         return use
 
     def fifo(self, name: str) -> str:
@@ -116,8 +118,8 @@ async def test_a_port_whose_output_has_not_ended_stays_taken(vm: Vm) -> None:
 @vm_test
 async def test_who_wants_a_port_waits_for_one_and_takes_both_or_none(vm: Vm) -> None:
     ports = StreamPorts([str(vm.directory / f"p{port}") for port in range(2)], wait_s=60)
-    first, second = await ports.take(2, vm.group)
-    both, one = (vm.group.create_task(ports.take(count, vm.group)) for count in (2, 1))
+    first, second = await ports.take(2, NAME, vm.group)
+    both, one = (vm.group.create_task(ports.take(count, NAME, vm.group)) for count in (2, 1))
     await ports.give_back(first)
     (third,) = await one
     assert not both.done()
@@ -205,8 +207,8 @@ async def test_output_goes_at_the_pace_of_its_reader(vm: Vm) -> None:
     path = vm.fifo("out")
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     streams = Streams(Stdio(stdout=path), OWNER, vm.group)
-    numbers = await streams.connect(vm.ports)
-    assert (numbers.stdin, numbers.stderr) == (0, 0)
+    numbers = await streams.connect(vm.ports, NAME)
+    assert (numbers.stdin, numbers.stderr) == (NO_STREAM, NO_STREAM)
     pumping = vm.group.create_task(streams.pump_output())
     guest, loop = vm.accept(), asyncio.get_running_loop()
     data = os.urandom(4 << 20)
@@ -242,7 +244,7 @@ async def test_output_goes_at_the_pace_of_its_reader(vm: Vm) -> None:
 @vm_test
 async def test_what_nobody_reads_can_be_dropped(vm: Vm) -> None:
     streams = Streams(Stdio(stdout=vm.fifo("out")), OWNER, vm.group)
-    numbers = await streams.connect(vm.ports)
+    numbers = await streams.connect(vm.ports, NAME)
     pumping = vm.group.create_task(streams.pump_output())
     guest, loop = vm.accept(), asyncio.get_running_loop()
     data = frame(numbers.stdout, bytes(32 << 10)) * 64 + frame(numbers.stdout, b"")
@@ -274,17 +276,17 @@ async def test_input_ends_when_its_keeper_and_its_clients_are_gone(vm: Vm) -> No
 async def test_a_terminal_takes_one_port(vm: Vm) -> None:
     stdio = Stdio(stdin=vm.fifo("in"), stdout=vm.fifo("out"), stderr=vm.fifo("err"), is_terminal=True)
     streams = Streams(stdio, OWNER, vm.group)
-    numbers = await streams.connect(vm.ports)
+    numbers = await streams.connect(vm.ports, NAME)
     assert numbers.stdin == numbers.stdout == stream_number(1, 0)
-    assert numbers.stderr == 0
+    assert numbers.stderr == NO_STREAM
     streams.close()
 
 
 @vm_test
 async def test_a_process_without_streams_takes_no_port(vm: Vm) -> None:
     streams = Streams(Stdio(), OWNER, vm.group)
-    numbers = await streams.connect(vm.ports)
-    assert (numbers.stdin, numbers.stdout, numbers.stderr) == (0, 0, 0)
+    numbers = await streams.connect(vm.ports, NAME)
+    assert (numbers.stdin, numbers.stdout, numbers.stderr) == (NO_STREAM,) * 3
     await streams.pump_output()
     await streams.pump_input()
     streams.close()

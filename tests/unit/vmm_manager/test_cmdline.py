@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -10,12 +11,24 @@ from common.channel import STREAM_PORTS
 from common.config import ExtraMonitor, QemuConfig
 from procs.vmm_manager.drivers import virtiofsd
 from procs.vmm_manager.drivers.qemu import cmdline
+from procs.vmm_manager.drivers.qemu.channel import SerialDevice, VsockDevice, choose_device
 from procs.vmm_manager.drivers.qemu.topology import Topology
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def argv(sandbox_id: str = "s1", accelerator: str = "tcg", **config: object) -> list[str]:
+    return command(SerialDevice(), sandbox_id, accelerator, **config)
+
+
+def command(
+    channel: SerialDevice | VsockDevice, sandbox_id: str = "s1", accelerator: str = "tcg", **config: object
+) -> list[str]:
     used = QemuConfig(kernel="/k", initrd="/i", **config)  # type: ignore[arg-type]
-    return cmdline.QemuCommand(sandbox_id=sandbox_id, config=used, accelerator=accelerator, qmp_fd=7).argv()
+    return cmdline.QemuCommand(
+        sandbox_id=sandbox_id, config=used, accelerator=accelerator, qmp_fd=7, channel=channel
+    ).argv()
 
 
 def values(arguments: list[str], option: str) -> list[str]:
@@ -42,6 +55,23 @@ def test_every_port_has_a_socket_of_its_own() -> None:
     assert "name=kata.agent" in ports[0]
     assert len({port.split("chardev=")[1].split(",")[0] for port in ports}) == len(ports)
     assert all(",nr=0," not in port for port in ports), "port 0 is a console's"
+
+
+def test_a_guest_with_vsock_has_no_ports_and_listens_to_root_alone() -> None:
+    arguments = command(VsockDevice(77, (9,)), kernel_params="agent.log=info")
+    devices = values(arguments, "-device")
+    assert [device for device in devices if device.startswith("vhost-vsock-pci")] == [
+        "vhost-vsock-pci,id=vsock,bus=pcie.0,addr=0x3,guest-cid=77,vhostfd=9"
+    ]
+    assert not [device for device in devices if "serial" in device]
+    assert values(arguments, "-append")[0].endswith(" agent.vsock_reserved agent.log=info")
+
+
+def test_a_host_without_vsock_gets_ports(tmp_path: Path) -> None:
+    """There is no device, or what opens there takes no address."""
+    (tmp_path / "regular").touch()
+    for name in ("absent", "regular"):
+        assert choose_device(str(tmp_path / name)) == SerialDevice()
 
 
 def test_the_hotplug_buses_are_the_topologys() -> None:

@@ -24,7 +24,6 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from common import guest_cmdline
-from common.channel import AGENT_PORT, STREAM_PORT, STREAM_PORTS
 from procs.vmm_manager.drivers.probe import KERNEL_PARAMETERS
 from procs.vmm_manager.drivers.qemu.topology import Topology
 
@@ -32,15 +31,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from common.config import QemuConfig
+    from procs.vmm_manager.drivers.qemu.channel import SerialDevice, VsockDevice
 
-AGENT_SOCKET = "agent"
 QMP_SOCKET = "qmp"
 EXTRA_MONITOR_SOCKET = "extra-monitor.sock"
 CONSOLE = "console"
 CONSOLE_SIZE = 64 << 10
 """Bytes of console that are kept; QEMU wants a power of two."""
-
-_SERIAL_SLOT = 3
 
 _CPU = {"kvm": "host", "tcg": "max,la57=off"}
 """Under emulation every page walk is work: la57=off saves the fifth level of page tables."""
@@ -55,16 +52,18 @@ class QemuCommand:
         config: ``[hypervisor.qemu]``.
         accelerator: ``kvm`` or ``tcg``.
         qmp_fd: listening socket that QEMU inherits; we may connect before it runs.
+        channel: the device by which the host reaches the guest.
     """
 
     sandbox_id: str
     config: QemuConfig
     accelerator: str
     qmp_fd: int
+    channel: SerialDevice | VsockDevice
 
     def argv(self) -> list[str]:
         """Return the arguments, program first."""
-        parts = (self._machine(), self._boot(), self._console(), self._monitor(), self._channel())
+        parts = (self._machine(), self._boot(), self._console(), self._monitor(), self.channel.arguments())
         return [self.config.path, *chain.from_iterable(parts), *Topology(self.config).arguments()]
 
     def _machine(self) -> Iterator[str]:
@@ -83,8 +82,9 @@ class QemuCommand:
 
     def _boot(self) -> Iterator[str]:
         yield from ("-kernel", self.config.kernel, "-initrd", self.config.initrd)
-        parameters = f"debug {self.config.kernel_params}" if self.config.enable_debug else self.config.kernel_params
-        yield from ("-append", guest_cmdline.parameters(parameters.strip()))
+        debug = "debug" if self.config.enable_debug else ""
+        extra = " ".join(filter(None, (self.channel.kernel_parameters, debug, self.config.kernel_params)))
+        yield from ("-append", guest_cmdline.parameters(extra))
 
     def _console(self) -> Iterator[str]:
         yield from ("-chardev", f"ringbuf,id={CONSOLE},size={CONSOLE_SIZE}", "-serial", f"chardev:{CONSOLE}")
@@ -100,13 +100,6 @@ class QemuCommand:
             option = f"-{self.config.extra_monitor_socket}".replace("-hmp", "-monitor")
             yield from (option, f"unix:{EXTRA_MONITOR_SOCKET},server=on,wait=off")
 
-    def _channel(self) -> Iterator[str]:
-        yield from ("-device", f"virtio-serial-pci,id=serial,bus=pcie.0,addr={_SERIAL_SLOT:#x},max_ports=31")
-        ports = [(AGENT_SOCKET, AGENT_PORT), *((stream_socket(n), f"{STREAM_PORT}{n}") for n in range(STREAM_PORTS))]
-        for number, (socket, name) in enumerate(ports, start=1):
-            yield from ("-chardev", f"socket,id={socket},path={socket},server=on,wait=off")
-            yield from ("-device", f"virtserialport,bus=serial.0,nr={number},chardev={socket},name={name}")
-
 
 def probe_argv(config: QemuConfig) -> list[str]:
     """Return the command that boots the guest's kernel for :class:`procs.vmm_manager.drivers.probe.Probe`."""
@@ -116,11 +109,6 @@ def probe_argv(config: QemuConfig) -> list[str]:
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"),
         *("-kernel", config.kernel, "-append", KERNEL_PARAMETERS),
     ]
-
-
-def stream_socket(port: int) -> str:
-    """Return the name of a stream port's socket in the VM's directory."""
-    return f"stream{port}"
 
 
 def escaped(value: str) -> str:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from common import config as configuration
 from common import log, paths
-from common.channel import STREAM_PORTS
 from common.config import QemuConfig
 from common.errors import HypervisorError, UsageError
 from common.linux import cgroup
-from common.services.channel import VirtioSerial
 from common.services.vmm import BlockSpec, NetworkSpec, ShareSpec, Vm
 from procs.vmm_manager.drivers import Capabilities
 from procs.vmm_manager.drivers.probe import Probe
-from procs.vmm_manager.drivers.qemu.cmdline import AGENT_SOCKET, QMP_SOCKET, QemuCommand, probe_argv, stream_socket
+from procs.vmm_manager.drivers.qemu.channel import choose_device
+from procs.vmm_manager.drivers.qemu.cmdline import QMP_SOCKET, QemuCommand, probe_argv
 from procs.vmm_manager.drivers.qemu.machine import QemuMachine
 from procs.vmm_manager.drivers.qemu.qmp import Qmp
 from procs.vmm_manager.drivers.qemu.topology import Topology
@@ -27,6 +26,7 @@ from procs.vmm_manager.drivers.spawn import Process, listening
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from common.services.channel import GuestChannel
     from common.workers import Workers
     from procs.vmm_manager.record import VmRecord
 
@@ -65,7 +65,7 @@ class QemuDriver:
         accelerator = (await self._probe.verdict(config)).accelerator
         directory = paths.vm_dir(record.sandbox_id)
         async with AsyncExitStack() as undo:
-            process = _spawn(record.sandbox_id, config, accelerator, directory)
+            process, channel = _spawn(record.sandbox_id, config, accelerator, directory)
             undo.push_async_callback(process.end)
             qmp = Qmp(record.sandbox_id, directory)
             version = await _greet(qmp, process, config)
@@ -75,7 +75,7 @@ class QemuDriver:
                 version=version,
                 accelerator=accelerator,
                 process=process.identity,
-                channel=_channel(directory),
+                channel=channel,
                 console_log=f"{directory}/console.log",
                 hotplug_buses=Topology(config).buses,
                 device_manager=record.device_manager,
@@ -100,21 +100,24 @@ class QemuDriver:
         return machine
 
 
-def _channel(directory: str) -> VirtioSerial:
-    return VirtioSerial(
-        agent_socket=f"{directory}/{AGENT_SOCKET}",
-        stream_sockets=tuple(f"{directory}/{stream_socket(port)}" for port in range(STREAM_PORTS)),
-    )
-
-
-def _spawn(sandbox_id: str, config: QemuConfig, accelerator: str, directory: str) -> Process:
-    with listening(directory, QMP_SOCKET) as listener:
-        command = QemuCommand(sandbox_id=sandbox_id, config=config, accelerator=accelerator, qmp_fd=listener.fileno())
-        argv = command.argv()
+def _spawn(sandbox_id: str, config: QemuConfig, accelerator: str, directory: str) -> tuple[Process, GuestChannel]:
+    """Start QEMU; return it and how its guest is reached."""
+    with ExitStack() as own:
+        listener = own.enter_context(listening(directory, QMP_SOCKET))
+        device = choose_device()
+        for fd in device.fds:
+            own.callback(os.close, fd)
+        argv = QemuCommand(
+            sandbox_id=sandbox_id,
+            config=config,
+            accelerator=accelerator,
+            qmp_fd=listener.fileno(),
+            channel=device,
+        ).argv()
         log.get().info("starting QEMU", argv=shlex.join(argv))
-        return Process.start(
-            argv, cgroup=cgroup.path(sandbox_id), directory=directory, log=_LOG, fds=[listener.fileno()]
-        )
+        fds = [listener.fileno(), *device.fds]
+        process = Process.start(argv, cgroup=cgroup.path(sandbox_id), directory=directory, log=_LOG, fds=fds)
+        return process, device.where(directory)
 
 
 async def _greet(qmp: Qmp, process: Process, config: QemuConfig) -> str:
