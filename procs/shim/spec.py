@@ -12,7 +12,7 @@ but limits of processes and rules for character devices, which upstream drops to
 - rules for block devices go with their numbers, and so do block and network limits; the choice of CPUs is about the
   host;
 - the guest has one network, one cgroup tree and one clock: those namespaces are not made again, and the paths of the
-  others are the host's;
+  others are the host's; the agent gives every container a pid namespace, and upstream's fails if it is told to twice;
 - the cgroup path is the host's, in one of several forms.
 
 A bind mount's source is a path of the host: it is shared, and the guest is told the path at which it finds it. Sources
@@ -27,7 +27,7 @@ from typing import Any
 from common.errors import UsageError
 from common.protocols.agent import SHARE_MOUNT_POINT
 
-_DROPPED_NAMESPACES = frozenset(("cgroup", "network", "time"))
+_DROPPED_NAMESPACES = frozenset(("cgroup", "network", "pid", "time"))
 _KEPT_RESOURCES = ("memory", "cpu", "pids", "hugepageLimits", "unified")
 _GUESTS_OWN = ("/proc", "/sys", "/dev")
 _BINDS = frozenset(("bind", "rbind"))

@@ -49,11 +49,11 @@ async def test_execs_much_output_and_a_kill(images: tuple[Path, Path]) -> None:
         await shim.create("sleep", "1000")
         await shim.start()
         out = Reader(stand, "out")
-        await shim.exec("e1", "head", "-c", "1000000", "/dev/zero", stdout=out.path)
+        await shim.exec("e1", "/bin/head", "-c", "1000000", "/dev/zero", stdout=out.path)
         await shim.start("e1")
         assert await out.all() == bytes(1_000_000)
         assert await shim.wait("e1") == 0
-        await shim.exec("e2", "false")
+        await shim.exec("e2", "/bin/false")
         await shim.start("e2")
         assert await shim.wait("e2") == 1
         await shim.kill(9, is_all=True)

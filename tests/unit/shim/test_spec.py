@@ -71,7 +71,7 @@ def test_what_is_about_the_host_is_cut() -> None:
     assert linux["devices"] == [{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}], "no disk of the host"
     assert "apparmorProfile" not in told["process"]
     assert linux["cgroupsPath"] == "/c1"
-    assert linux["namespaces"] == [{"type": "pid"}, {"type": "ipc"}, {"type": "mount"}]
+    assert linux["namespaces"] == [{"type": "ipc"}, {"type": "mount"}]
     resources = linux["resources"]
     assert resources.pop("devices") == [
         {"allow": False, "type": "a", "major": -1, "minor": -1, "access": "rwm"},
