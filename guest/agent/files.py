@@ -7,6 +7,15 @@ import posix
 _CHUNK = 1 << 20
 
 
+def has_file(path: str) -> bool:
+    """Return whether there is a file of this name."""
+    try:
+        posix.stat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def read_text(path: str) -> str:
     """Return a file's text, or nothing if there is no such file."""
     try:

@@ -14,6 +14,10 @@ from guest.agent.reactor import Reactor
 from guest.agent.rpc import Router
 from guest.agent.streams import StreamPorts
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from guest.agent.rpc import Methods
+
 
 def main() -> None:
     """Be PID 1. If this ends, the kernel panics and the VM with it."""
@@ -25,7 +29,14 @@ def main() -> None:
     system.prepare_for_containers()
     found = ports.Ports()
     streams = StreamPorts(ports.SerialPorts(reactor, found).find)
-    router = Router({HEALTH_SERVICE: health.METHODS, AGENT_SERVICE: service.methods(reactor, uevents, streams)})
+
+    def rare_methods() -> Methods:
+        from guest.agent import rare
+
+        return rare.methods(reactor, uevents)
+
+    services = {HEALTH_SERVICE: health.METHODS, AGENT_SERVICE: service.methods(reactor, uevents, streams)}
+    router = Router(services, {AGENT_SERVICE: rare_methods})
     _serve_port(reactor, uevents, found, router)
     if system.has_virtio_device(system.VIRTIO_VSOCK):
         from guest.agent import vsock

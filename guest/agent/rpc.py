@@ -48,10 +48,17 @@ class Call:
 
 
 class Router:
-    """The services, by name, and their methods."""
+    """The services, by name, and their methods.
 
-    def __init__(self, services: dict[str, Methods]) -> None:
+    Args:
+        services: what is asked of every guest.
+        rare: further methods of a service, made when one of them is first asked for: importing what they need would
+            cost every boot.
+    """
+
+    def __init__(self, services: dict[str, Methods], rare: dict[str, Callable[[], Methods]] | None = None) -> None:
         self._services = services
+        self._rare = rare or {}
 
     def handle(self, payload: bytes, answer: Callable[[Response], None]) -> None:
         """Take the payload of a request frame; ``answer`` is called once, now or later."""
@@ -78,6 +85,8 @@ class Router:
         methods = self._services.get(request.service)
         if methods is None:
             raise RpcError(status.UNIMPLEMENTED, f"service {request.service} is not known to this agent")
+        if request.method not in methods and request.service in self._rare:
+            methods |= self._rare.pop(request.service)()
         if request.method not in methods:
             raise RpcError(
                 status.UNIMPLEMENTED, f"method {request.service}/{request.method} is not supported by this agent"

@@ -7,7 +7,7 @@ from common.protocols import agent as messages
 from guest.agent import storage
 from guest.agent.container import Container
 from guest.agent.crun import Crun
-from guest.agent.files import read_text
+from guest.agent.files import has_file, read_text
 from guest.agent.health import VERSION
 from guest.agent.process import Guest, Process, Streams
 from guest.agent.reaper import Reaper
@@ -92,7 +92,11 @@ class Service:
             extra_features=[messages.STREAM_PORTS_FEATURE],
         )
         block_size = read_text("/sys/devices/system/memory/block_size_bytes") if request.mem_block_size else ""
-        return messages.GuestDetailsResponse(agent_details=details, mem_block_size_bytes=int(block_size or "0", 16))
+        return messages.GuestDetailsResponse(
+            agent_details=details,
+            mem_block_size_bytes=int(block_size or "0", 16),
+            support_mem_hotplug_probe=request.mem_hotplug_probe and has_file("/sys/devices/system/memory/probe"),
+        )
 
     def create_container(self, request: messages.CreateContainerRequest, call: Call) -> None:
         """Check the request, mount its storages and write the bundle; nothing is started."""

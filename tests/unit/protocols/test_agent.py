@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from common.protocols import agent, health, stats
+from common.protocols import agent, guest, health, stats
 
 if TYPE_CHECKING:
     from common.protobuf import Message
@@ -41,6 +41,14 @@ NUMBERS: dict[type[Message], dict[str, int]] = {
         "version": 1, "init_daemon": 2, "device_handlers": 3, "storage_handlers": 4, "supports_seccomp": 5,
         "extra_features": 6,
     },
+    guest.SetGuestDateTimeRequest: {"sec": 1, "usec": 2},
+    guest.ReseedRandomDevRequest: {"data": 2},
+    guest.OnlineCPUMemRequest: {"wait": 1, "nb_cpus": 2, "cpu_only": 3},
+    guest.MemHotplugByProbeRequest: {"addresses": 1},
+    guest.CopyFileRequest: {
+        "path": 1, "file_size": 2, "file_mode": 3, "dir_mode": 4, "uid": 5, "gid": 6, "offset": 7, "data": 8,
+    },
+    guest.Metrics: {"metrics": 1},
     stats.CpuUsage: {"total": 1, "percpu": 2, "kernel": 3, "user": 4},
     stats.ThrottlingData: {"periods": 1, "throttled_periods": 2, "throttled_time": 3},
     stats.CpuStats: {"cpu_usage": 1, "throttling_data": 2},
@@ -74,7 +82,7 @@ def test_field_numbers_are_upstreams(kind: type[Message]) -> None:
 def test_every_message_is_in_the_table() -> None:
     declared = {
         value
-        for module in (agent, health, stats)
+        for module in (agent, guest, health, stats)
         for value in vars(module).values()
         if isinstance(value, type) and value.__module__ == module.__name__
     }
