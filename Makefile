@@ -11,6 +11,7 @@ GUEST := build/guest
 PREFIX ?= /opt/pykata
 INSTALLED = $(DESTDIR)$(PREFIX)
 PYTEST := $(BIN)/python -m pytest
+HOST = $(BIN)/python deploy/kvm_host.py --
 
 # Debian packages: a file that tells that it is there, wherever it came from, then the package. The guest's own packages
 # are only downloaded.
@@ -30,7 +31,7 @@ SOURCES := $(shell find common guest -name '*.py' 2>/dev/null)
 # pip's script imports a module of regular expressions first.
 launcher = printf '\#!%s/python -I\nimport sys\nfrom procs.shim.cli import main\nsys.exit(main())\n' $(1) > $(or $(2),$(1))/containerd-shim-kata-v2
 
-.PHONY: help setup packages venv image demo test lint type test-unit test-process test-vm test-e2e test-upstream test-soak bench wheel install clean
+.PHONY: help setup packages venv image demo test lint type test-unit test-process test-vm test-e2e test-upstream test-real-vmm test-soak bench wheel install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +95,10 @@ test-e2e: setup ## real containerd, real VMs
 test-upstream: setup ## our shim with upstream's agent: AGENT=path of its program
 	@PYKATA_UPSTREAM_AGENT="$(abspath $(AGENT))" $(PYTEST) -q -n 1 tests/upstream
 
+test-real-vmm: setup ## the hotplug tests on a real hypervisor of yours: CH=path of a Cloud Hypervisor; HOST= if KVM works here
+	@install -D $(CH) build/real-vmm/cloud-hypervisor
+	@PYKATA_TEST_TIMEOUT_S=900 PYKATA_TEST_CH=$(CURDIR)/build/real-vmm/cloud-hypervisor $(HOST) $(PYTEST) -v -n 0 -k real tests/process
+
 test-soak: setup ## what takes longer than a gate may
 	@$(PYTEST) -q -m soak tests
 
@@ -113,6 +118,12 @@ install: wheel image ## install below DESTDIR and PREFIX (default /opt/pykata)
 	@sed -i 's|$(INSTALLED)|$(PREFIX)|g' $$(grep -rlIF $(INSTALLED) $(INSTALLED)/bin $(INSTALLED)/pyvenv.cfg)
 	@$(call launcher,$(PREFIX)/bin,$(INSTALLED)/bin)
 	@install -D -m 0644 supervisord.conf $(INSTALLED)/supervisord.conf
+	@install -d $(INSTALLED)/share/defaults/kata-containers
+	@for name in qemu clh fc; do \
+	  ln -sf containerd-shim-kata-v2 $(INSTALLED)/bin/containerd-shim-kata-$$name-v2; \
+	  sed 's|/opt/pykata|$(PREFIX)|g' deploy/configuration-$$name.toml \
+	    > $(INSTALLED)/share/defaults/kata-containers/configuration-$$name.toml; \
+	done
 	@install -D -m 0644 $(GUEST)/vmlinux $(INSTALLED)/guest/vmlinux
 	@install -D -m 0644 $(GUEST)/initrd.img $(INSTALLED)/guest/initrd.img
 

@@ -5,6 +5,7 @@ Shows what a newcomer wants to know: that it is a VM (another kernel), which pro
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import os
@@ -16,6 +17,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from common.config import HYPERVISORS
 from common.errors import KataError
 from common.testing.stack import IMAGE, RUNTIME, Stack
 
@@ -28,12 +30,13 @@ _BEGAN = time.monotonic()
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 _SCRIPT = 'echo "kernel inside:      $(uname -sr)"; echo "processes inside:"; ps; read -r line; echo "it read: $line"'
 _ROLES = {
-    "kata-vmm-manager": "VM manager: starts VMs, speaks to QEMU",
+    "kata-vmm-manager": "VM manager: starts VMs, speaks to the hypervisor",
     "kata-device-manager": "device manager: owns every hot-plugged device",
     "kata-shim-host": "shim host: forks shims that have imported everything",
     "kata-monitor": "monitor: metrics for Prometheus",
     "containerd-shim-kata-v2": "shim: containerd's Task API, the guest's only peer",
     "qemu-system-x86_64": "the VM",
+    "cloud-hypervisor": "the VM",
     "virtiofsd": "serves the root file system to the VM",
     "supervisord": "keeps the services up",
     "containerd": "the one that notices nothing",
@@ -44,7 +47,9 @@ def main() -> int:
     """Run the demo; return the exit code."""
     for number in _INTERRUPTS:
         signal.signal(number, interrupt)
-    with Stack(report=say) as stack:
+    arguments = parsed_arguments()
+    section = {"path": arguments.path} if arguments.path else {}
+    with Stack(hypervisor=arguments.hypervisor, section=section, report=say) as stack:
         status = show(stack)
         say("stopping everything")
         ignore_interrupts()  # it ends anyway
@@ -53,6 +58,14 @@ def main() -> int:
     else:
         say("nothing is left: no process, mount, cgroup, socket or file")
     return status or (1 if stack.left_behind else 0)
+
+
+def parsed_arguments() -> argparse.Namespace:
+    """Return what the command line says."""
+    parser = argparse.ArgumentParser(description="Runs a container in a VM, seen from every side.")
+    parser.add_argument("--hypervisor", choices=HYPERVISORS, default="qemu", help="default: %(default)s")
+    parser.add_argument("--path", help="the hypervisor's program, if it is not where the configuration expects it")
+    return parser.parse_args()
 
 
 def show(stack: Stack) -> int:

@@ -17,7 +17,7 @@ from qemu.qmp import ExecuteError
 from common import paths
 from common.testing.clh_api import ClhApi
 from common.testing.fake_vmms import Qemu
-from common.testing.hotplug_stand import HotplugStand, plugging
+from common.testing.hotplug_stand import FakeStand, plugging
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +55,7 @@ class OldWay:
             await self._qemu.ask("blockdev-del", **{"node-name": name})
 
 
-async def old_way(stand: HotplugStand) -> dict[str, tuple[str, list[str]]]:
+async def old_way(stand: FakeStand) -> dict[str, tuple[str, list[str]]]:
     """Make every attempt; return in which words each was refused, and what was said on the monitor."""
     assert isinstance(stand.vmm, Qemu)
     way, outcomes = OldWay(stand.vmm), {}
@@ -71,7 +71,7 @@ async def old_way(stand: HotplugStand) -> dict[str, tuple[str, list[str]]]:
     return outcomes
 
 
-async def our_way(stand: HotplugStand) -> list[str]:
+async def our_way(stand: FakeStand) -> list[str]:
     """Have a disk removed and wanted again at once; return what was said on the monitor, but for mere questions."""
     await stand.vmm.guest_lets_go(does=True)
     disk = stand.disk("a")
@@ -86,7 +86,7 @@ async def our_way(stand: HotplugStand) -> list[str]:
     return [line for number, line in enumerate(said) if not {number, number - 1} & set(questions)]
 
 
-async def left_to_clh(stand: HotplugStand) -> list[str]:
+async def left_to_clh(stand: FakeStand) -> list[str]:
     """Add and remove without waiting and without ids, with a guest that is not done yet; return what was said."""
     directory = paths.vm_dir(stand.sandbox_id)
     slots = stand.vm.hotplug_buses[0].slots

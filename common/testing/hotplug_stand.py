@@ -11,28 +11,37 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from common import paths
 from common.bus.client import BusClient
 from common.linux import cgroup
 from common.services.vmm import BlockSpec
 from common.testing.device_stand import DeviceManager
-from common.testing.fake_vmms import FAKES, CloudHypervisor, Qemu, install
+from common.testing.fake_vmms import FAKES, Fake, trust_kvm
 from common.testing.isolation import run_dir
+from common.testing.real_vmms import REAL
 from common.testing.vmm_stand import Manager, managing
+from common.testing.vmms import Vmm
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
 
     from common.services.vmm import Vm
 
 
+V = TypeVar("V", bound=Vmm)
+
+ALL: dict[str, type[Vmm]] = {**FAKES, **REAL}
+"""Every hypervisor that there is to test with."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HotplugStand:
+class HotplugStand(Generic[V]):
     """Everything that takes part.
 
     Attributes:
@@ -40,18 +49,21 @@ class HotplugStand:
         devices: the device manager.
         manager: the VM manager.
         vm: the VM.
-        vmm: the fake hypervisor.
+        vmm: the hypervisor.
     """
 
     sandbox_id: str
     devices: DeviceManager
     manager: Manager
     vm: Vm
-    vmm: Qemu | CloudHypervisor
+    vmm: V
 
     def disk(self, name: str) -> BlockSpec:
         """Return what describes a disk, and make its file."""
         return disk(name)
+
+
+FakeStand = HotplugStand[Fake]
 
 
 def disk(name: str) -> BlockSpec:
@@ -61,44 +73,56 @@ def disk(name: str) -> BlockSpec:
     return BlockSpec(source=str(file))
 
 
-@asynccontextmanager
-async def plugging(hypervisor: str = "qemu", *arguments: str) -> AsyncIterator[HotplugStand]:
+def plugging(fake: str = "qemu", *arguments: str) -> AbstractAsyncContextManager[FakeStand]:
     """Provide a sandbox with a VM of a fake hypervisor, and end all of it.
 
     Args:
-        hypervisor: whose fake.
-        arguments: what the fake is started with beside what the VM manager says.
+        fake: whose.
+        arguments: what it is started with beside what the VM manager says.
     """
-    sandbox_id = f"h{uuid.uuid4().hex[:8]}"
-    with run_dir():
-        async with (
-            managing(hypervisor) as manager,
-            BusClient() as bus,
-            fake_vm(manager, sandbox_id, *arguments) as (vm, vmm),
-        ):
-            devices = DeviceManager(bus, sandbox_id, vm.hotplug_buses, hypervisor=hypervisor, version=vm.version)
-            try:
-                await devices.start()
-                yield HotplugStand(sandbox_id=sandbox_id, devices=devices, manager=manager, vm=vm, vmm=vmm)
-            finally:
-                devices.kill()
+    return plugging_into(FAKES[fake], *arguments)
 
 
 @asynccontextmanager
-async def fake_vm(
-    manager: Manager, sandbox_id: str, *arguments: str
-) -> AsyncIterator[tuple[Vm, Qemu | CloudHypervisor]]:
-    """Provide a sandbox whose VM is the fake of the manager's hypervisor, and end it."""
-    kind = FAKES[manager.hypervisor]
+async def plugging_into(kind: type[V], *arguments: str) -> AsyncIterator[HotplugStand[V]]:
+    """Provide a sandbox with a VM of a hypervisor, fake or real, and end all of it."""
+    sandbox_id = f"h{uuid.uuid4().hex[:8]}"
+    async with AsyncExitStack() as stack:
+        stack.enter_context(run_dir())
+        manager = await stack.enter_async_context(managing(kind.hypervisor))
+        bus = await stack.enter_async_context(BusClient())
+        vm, vmm = await stack.enter_async_context(a_vm(manager, sandbox_id, kind, *arguments))
+        devices = DeviceManager(
+            bus,
+            sandbox_id,
+            vm.hotplug_buses,
+            hypervisor=vm.hypervisor,
+            version=vm.version,
+            removal_timeout_s=kind.removal_timeout_s,
+        )
+        stack.callback(devices.kill)
+        await devices.start()
+        yield HotplugStand(sandbox_id=sandbox_id, devices=devices, manager=manager, vm=vm, vmm=vmm)
+
+
+@asynccontextmanager
+async def a_vm(manager: Manager, sandbox_id: str, kind: type[V], *arguments: str) -> AsyncIterator[tuple[Vm, V]]:
+    """Provide a sandbox with a VM, and end it."""
     vmm = kind()
+    directory = Path(paths.run_dir())
     Path(paths.sandbox_dir(sandbox_id)).mkdir(parents=True)
+    trust_kvm(directory)
     try:
-        program = install(kind, Path(paths.run_dir()), *arguments)
-        vm = await manager.create(sandbox_id, path=program, **vmm.config)
-        await vmm.connect(sandbox_id)
+        vm = await manager.create(sandbox_id, path=kind.install(directory, *arguments), **kind.config)
+        await vmm.connect(vm)
         yield vm, vmm
     finally:
         await vmm.close()
         await manager.destroy(sandbox_id)
         cgroup.kill(sandbox_id)
         shutil.rmtree(paths.sandbox_dir(sandbox_id))
+
+
+def fake_vm(manager: Manager, sandbox_id: str) -> AbstractAsyncContextManager[tuple[Vm, Fake]]:
+    """Provide a sandbox whose VM is the fake of the manager's hypervisor, and end it."""
+    return a_vm(manager, sandbox_id, FAKES[manager.hypervisor])

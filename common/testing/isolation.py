@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-_TEST_TIMEOUT_S = 150.0
+_TEST_TIMEOUT_S = float(os.environ.get("PYKATA_TEST_TIMEOUT_S") or 150)
 
 
 def in_event_loop(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:

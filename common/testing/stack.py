@@ -22,6 +22,7 @@ import toml
 from common import shards
 from common.bus.client import BusClient
 from common.bus.wire import Empty
+from common.config import HYPERVISORS
 from common.errors import InterruptedCallError, UnavailableError
 from common.paths import RUN_DIR_VARIABLE
 from common.services import vmm
@@ -30,7 +31,7 @@ from common.testing import oci_image
 from common.testing.leaks import Footprint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
 
     import psutil
@@ -40,8 +41,8 @@ GUEST = Path(os.environ.get("PYKATA_GUEST_DIR") or CHECKOUT / "build/guest")
 BIN = Path(sys.executable).parent
 RUNTIME = "io.containerd.kata.v2"
 IMAGE = oci_image.REFERENCE
-SERVICES = {"vmm-manager-qemu": vmm.service_name("qemu"), "device-manager:device-manager-0": shards.FIRST}
-"""Programs of supervisord that answer on the bus, and their names there."""
+DEVICE_MANAGER = "device-manager:device-manager-0"
+"""The device manager's program in supervisord."""
 
 _READY = "containerd successfully booted"
 _READY_TIMEOUT_S = 150.0
@@ -55,6 +56,7 @@ class Stack:
         root: the one directory that holds it.
         run_dir: the services' run directory, below it.
         config: the configuration.toml that it uses.
+        services: programs of supervisord that answer on the bus, and their names there.
         left_behind: what was still there after the orderly end, in words; empty if all is well.
         supervisord: the services' parent.
         containerd: the containerd that runs now.
@@ -64,14 +66,16 @@ class Stack:
         self,
         *,
         listen: str = "127.0.0.1:0",
-        qemu: Mapping[str, object] | None = None,
+        hypervisor: str = "qemu",
+        section: Mapping[str, object] | None = None,
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Make the directory; nothing runs yet.
 
         Args:
             listen: where kata-monitor listens.
-            qemu: changes to the section of that name in configuration.toml, for all of this stack's life.
+            hypervisor: what its sandboxes run on.
+            section: changes to that one's section in configuration.toml, for all of this stack's life.
             report: is told each step of the start, in words, before it is done.
         """
         self.root = Path(tempfile.mkdtemp(prefix="kt-", dir="/tmp"))
@@ -80,7 +84,9 @@ class Stack:
         self.left_behind: list[str] = []
         self._footprint = Footprint(root=self.root, run_dir=self.run_dir, address=self.socket)
         self._listen = listen
-        self._qemu = dict(qemu or {})
+        self.services = {f"vmm-manager-{hypervisor}": vmm.service_name(hypervisor), DEVICE_MANAGER: shards.FIRST}
+        self._hypervisor = hypervisor
+        self._section = dict(section or {})
         self._report = report
         self._exit = ExitStack()
         self.supervisord: subprocess.Popen[bytes]
@@ -116,8 +122,7 @@ class Stack:
             "PATH": f"{BIN}:/usr/sbin:/usr/bin:/sbin:/bin",
             RUN_DIR_VARIABLE: str(self.run_dir),
             "PYKATA_BIN": str(BIN),
-            "PYKATA_QEMU": "true",
-            "PYKATA_CLH": "false",
+            **{f"PYKATA_{name.upper()}": str(name == self._hypervisor).lower() for name in HYPERVISORS},
             "PYKATA_LISTEN": self._listen,
             shards.VARIABLE: "1",
             "KATA_CONF_FILE": str(self.config),
@@ -129,19 +134,19 @@ class Stack:
         return self.root / "containerd.sock"
 
     def write_config(
-        self, *, qemu: Mapping[str, object] | None = None, agent: Mapping[str, object] | None = None
+        self, *, section: Mapping[str, object] | None = None, agent: Mapping[str, object] | None = None
     ) -> Path:
         """Write configuration.toml, with changes to its sections; return its path."""
-        hypervisor = {
+        content: dict[str, object] = {
             "kernel": str(GUEST / "vmlinux"),
             "initrd": str(GUEST / "initrd.img"),
             "default_memory": 512,
             "virtio_fs_daemon": "/usr/lib/qemu/virtiofsd",
-            **self._qemu,
-            **(qemu or {}),
+            **self._section,
+            **(section or {}),
         }
-        content = {"hypervisor": {"qemu": hypervisor}, "agent": {"kata": dict(agent or {})}, "runtime": {}}
-        self.config.write_text(toml.dumps(content))
+        whole = {"hypervisor": {self._hypervisor: content}, "agent": {"kata": dict(agent or {})}, "runtime": {}}
+        self.config.write_text(toml.dumps(whole))
         return self.config
 
     def ctr(
@@ -184,7 +189,7 @@ class Stack:
     def wait_ready(self) -> None:
         """Wait until each service answers on the bus."""
         with _environment(RUN_DIR_VARIABLE, str(self.run_dir)):  # the bus finds its sockets by it
-            asyncio.run(_wait_services())
+            asyncio.run(_wait_services(self.services.values()))
 
     def remains(self) -> list[str]:
         """Return what containers left behind: nothing, while none exists."""
@@ -267,9 +272,9 @@ class Stack:
         shutil.rmtree(self.root)
 
 
-async def _wait_services() -> None:
+async def _wait_services(services: Iterable[str]) -> None:
     async with asyncio.timeout(_READY_TIMEOUT_S), BusClient() as bus:
-        for service in SERVICES.values():
+        for service in services:
             while True:
                 try:
                     await bus.call(service, HEALTH, Empty(), timeout_s=5)

@@ -59,7 +59,7 @@ def build(output: Path, say: Callable[[str], None]) -> Image:
     cache = output / "cache"
     cache.mkdir(parents=True, exist_ok=True)
     with _lock(output / "lock"):
-        chosen = packages.resolve([*_PACKAGES, packages.dependency(_KERNEL_METAPACKAGE, "linux-image-")])
+        chosen = _resolve()
         say(f"unpacking {len(chosen)} Debian packages, unless the cache has them")
         root = packages.unpack(chosen, cache)
         if _recorded(image).get("packages") != _versions(chosen):
@@ -75,6 +75,20 @@ def build(output: Path, say: Callable[[str], None]) -> Image:
         say(f"{image.vmlinux}: {image.vmlinux.stat().st_size >> 20} MiB")
         say(f"{image.initrd}: {len(initrd) >> 10} KiB")
     return image
+
+
+def unpacked(output: Path) -> Path:
+    """Return the directory of the packages' files that a build left in its cache, or unpack them again.
+
+    Raises:
+        KataError: a package is missing.
+    """
+    with _lock(output / "lock"):
+        return packages.unpack(_resolve(), output / "cache")
+
+
+def _resolve() -> list[packages.Package]:
+    return packages.resolve([*_PACKAGES, packages.dependency(_KERNEL_METAPACKAGE, "linux-image-")])
 
 
 def _vmlinux(root: Path) -> bytes:

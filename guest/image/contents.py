@@ -75,7 +75,7 @@ def initrd(root: Path) -> bytes:
 
 def _add_modules(archive: Archive, root: Path) -> None:
     """Add the kernel's modules and, per purpose, the order in which to load them."""
-    found = {path.stem: path for path in root.glob("lib/modules/*/kernel/**/*.ko")}
+    found = _modules(root)
     always = _load_order(_MODULES_AT_BOOT, found)
     _add_list(archive, "boot", (f"{name}.ko" for name in always))
     for name in always:
@@ -85,6 +85,25 @@ def _add_modules(archive: Archive, root: Path) -> None:
         _add_list(archive, purpose, (f"{name}.ko.z" for name in order))
         for name in order:
             archive.add_file(f"/lib/modules/{name}.ko.z", zlib.compress(without_signature(found[name].read_bytes())))
+
+
+def module_files(root: Path, names: Iterable[str]) -> list[Path]:
+    """Return the files of kernel modules and of what they need, in the order in which they are to be loaded.
+
+    Raises:
+        NotFoundError: the kernel's package has no such module.
+    """
+    found = _modules(root)
+    return [found[name] for name in _load_order(names, found)]
+
+
+def _modules(root: Path) -> dict[str, Path]:
+    return {_module_name(path.stem): path for path in root.glob("lib/modules/*/kernel/**/*.ko")}
+
+
+def _module_name(name: str) -> str:
+    """Return a module's one name: files and dependencies may have dashes where the kernel has underscores."""
+    return name.replace("-", "_")
 
 
 def _load_order(names: Iterable[str], found: dict[str, Path]) -> list[str]:
@@ -117,7 +136,7 @@ def _with_dependencies(name: str, found: dict[str, Path]) -> Iterator[str]:
     depends = _DEPENDS.search(found[name].read_bytes())
     for needed in depends[1].decode().split(",") if depends else ():
         if needed:
-            yield from _with_dependencies(needed, found)
+            yield from _with_dependencies(_module_name(needed), found)
     yield name
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from common.testing.containers import new_name, run
-from common.testing.stack import GUEST, IMAGE, RUNTIME, SERVICES
+from common.testing.stack import DEVICE_MANAGER, GUEST, IMAGE, RUNTIME
 
 if TYPE_CHECKING:
     from common.testing.stack import Stack
@@ -25,7 +25,7 @@ def refused(stack: Stack) -> str:
 
 
 def test_missing_kernel(stack: Stack) -> None:
-    stack.write_config(qemu={"kernel": "/no/such/vmlinux"})
+    stack.write_config(section={"kernel": "/no/such/vmlinux"})
     said = refused(stack)
     assert "failed while reading the configuration" in said
     assert f"{stack.config}: hypervisor.qemu.kernel = '/no/such/vmlinux' is not a file" in said
@@ -42,14 +42,14 @@ def test_broken_configuration(stack: Stack) -> None:
 
 
 def test_a_kernel_that_is_none(stack: Stack) -> None:
-    stack.write_config(qemu={"kernel": "/etc/passwd"})
+    stack.write_config(section={"kernel": "/etc/passwd"})
     said = refused(stack)
     assert "failed while starting the VM: QEMU ended before it ran: qemu: linux kernel too old" in said
     assert "kernel /etc/passwd" in said
 
 
 def test_a_guest_that_never_boots(stack: Stack) -> None:
-    stack.write_config(qemu={"kernel_params": "rdinit=/no/such/init"})
+    stack.write_config(section={"kernel_params": "rdinit=/no/such/init"})
     said = refused(stack)
     assert "failed while waiting for the guest's agent: the guest ended before its agent answered" in said
     assert "last lines of console:\n[" in said
@@ -68,7 +68,7 @@ def test_a_guest_that_hangs_while_booting(stack: Stack) -> None:
 
 @pytest.mark.parametrize(
     ("program", "phase"),
-    [("vmm-manager-qemu", "starting the VM"), ("device-manager:device-manager-0", "plugging the share")],
+    [("vmm-manager-qemu", "starting the VM"), (DEVICE_MANAGER, "plugging the share")],
 )
 def test_a_service_that_is_down(stack: Stack, program: str, phase: str) -> None:
     stack.supervisorctl("stop", program)
@@ -77,7 +77,7 @@ def test_a_service_that_is_down(stack: Stack, program: str, phase: str) -> None:
     finally:
         stack.supervisorctl("start", program)
         stack.wait_ready()
-    assert f"failed while {phase}: service {SERVICES[program]} is down" in said
+    assert f"failed while {phase}: service {stack.services[program]} is down" in said
     assert "`supervisorctl status` shows whether the service runs" in said
     assert run(stack, "echo healed").stdout == b"healed\n"
 

@@ -114,7 +114,7 @@ def written_in(image: Path) -> str:
     ids=["runc", "shared", "virtio-blk", "virtio-scsi"],
 )
 def test_a_container_on_a_disk(stack: Stack, image: Path, runtime: str, qemu: dict[str, object], root: str) -> None:
-    stack.write_config(qemu=qemu)
+    stack.write_config(section=qemu)
     rootfs = Mount(type="ext4", source=str(image), target="", options=["loop"])
     assert run(stack, runtime, rootfs) == 7
     assert written_in(image).startswith(root)
@@ -122,13 +122,13 @@ def test_a_container_on_a_disk(stack: Stack, image: Path, runtime: str, qemu: di
 
 
 def test_a_read_only_disk(stack: Stack, image: Path) -> None:
-    stack.write_config(qemu={"disable_block_device_use": False})
+    stack.write_config(section={"disable_block_device_use": False})
     rootfs = Mount(type="ext4", source=str(image), target="", options=["loop", "ro"])
     assert (run(stack, RUNTIME, rootfs), written_in(image)) == (6, "")
 
 
 def test_a_disk_without_a_file_system_is_said(stack: Stack) -> None:
-    stack.write_config(qemu={"disable_block_device_use": False})
+    stack.write_config(section={"disable_block_device_use": False})
     path = stack.root / "image.empty"
     path.write_bytes(bytes(1 << 20))
     rootfs = Mount(type="ext4", source=str(path), target="", options=["loop"])

@@ -12,12 +12,12 @@ import psutil
 import pytest
 
 from common.testing.containers import attached, attached_to, execute, new_name, run, running, status
-from common.testing.stack import IMAGE, RUNTIME, SERVICES
+from common.testing.stack import DEVICE_MANAGER, IMAGE, RUNTIME
 
 if TYPE_CHECKING:
     from common.testing.stack import Stack
 
-_PROGRAMS = (*SERVICES, "monitor", "shim-host")
+_PROGRAMS = ("vmm-manager-qemu", DEVICE_MANAGER, "monitor", "shim-host")
 _ECHO = 'while read line; do echo "got $line"; done; exit 5'
 
 
@@ -55,7 +55,7 @@ def test_killing_every_service_disturbs_nothing(stack: Stack) -> None:
 )
 def test_services_that_die_during_a_start(stack: Stack, phase: str) -> None:
     """The container runs, or its user is told; either way nothing stays, and the next one is none the worse."""
-    pids = [int(stack.supervisorctl("pid", program)) for program in SERVICES]
+    pids = [int(stack.supervisorctl("pid", program)) for program in stack.services]
     with stack.new_lines("containerd.log") as lines, ThreadPoolExecutor(1) as pool:
         started = pool.submit(run, stack, "echo ran")
         next(line for line in lines if f'"phase": "{phase}"' in line)

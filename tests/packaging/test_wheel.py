@@ -68,3 +68,12 @@ def test_commands_start_whatever_the_directory_holds(command: str, tmp_path: Pat
         [Path(sys.executable).parent / command, flag], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert done.stdout
+
+
+@pytest.mark.parametrize("hypervisor", ["qemu", "clh", "fc"])
+def test_the_shim_goes_by_any_name(hypervisor: str, tmp_path: Path) -> None:
+    """containerd makes the program's name of the runtime's: ``io.containerd.kata-clh.v2``."""
+    name = tmp_path / f"containerd-shim-kata-{hypervisor}-v2"
+    name.symlink_to(Path(sys.executable).parent / "containerd-shim-kata-v2")
+    done = subprocess.run([name, "-v"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("pykata containerd shim")

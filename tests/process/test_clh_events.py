@@ -9,13 +9,13 @@ import pytest
 from common.errors import UnsupportedError
 from common.testing.demands import How
 from common.testing.fake_vmms import CloudHypervisor
-from common.testing.hotplug_stand import HotplugStand, plugging
+from common.testing.hotplug_stand import FakeStand, plugging
 from common.testing.isolation import in_event_loop
 
 NOTHING: tuple[set[str], set[str]] = (set(), set())
 
 
-def fake(stand: HotplugStand) -> CloudHypervisor:
+def fake(stand: FakeStand) -> CloudHypervisor:
     assert isinstance(stand.vmm, CloudHypervisor)
     return stand.vmm
 

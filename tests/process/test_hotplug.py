@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -10,21 +11,25 @@ from common.errors import AlreadyExistsError, ExhaustedError, HypervisorError
 from common.services import device
 from common.testing.demands import How
 from common.testing.fake_vmms import FAKES
-from common.testing.hotplug_stand import HotplugStand, plugging
+from common.testing.hotplug_stand import ALL, HotplugStand, plugging, plugging_into
 from common.testing.isolation import in_event_loop
+
+if TYPE_CHECKING:
+    from common.testing.vmms import Vmm
 
 NOTHING: tuple[set[str], set[str]] = (set(), set())
 ADDS = [(hypervisor, command) for hypervisor, fake in FAKES.items() for command in fake.adds]
 
-on_all = pytest.mark.parametrize("hypervisor", FAKES)
+on_all = pytest.mark.parametrize("kind", ALL.values(), ids=ALL)
+on_fakes = pytest.mark.parametrize("hypervisor", FAKES)
 
 
-async def attached(stand: HotplugStand, name: str) -> device.Device:
+async def attached(stand: HotplugStand[Any], name: str) -> device.Device:
     plugged = await stand.devices.attach(spec=stand.disk(name))
     return await stand.devices.confirm(plugged)
 
 
-async def agree(stand: HotplugStand, *devices: device.Device) -> None:
+async def agree(stand: HotplugStand[Any], *devices: device.Device) -> None:
     """Assert that the hypervisor's devices, its open files and our books are the same."""
     ids = {item.hypervisor_id for item in devices}
     files = {item.spec.source.rsplit("/", 1)[1] for item in devices if item.spec}
@@ -34,8 +39,8 @@ async def agree(stand: HotplugStand, *devices: device.Device) -> None:
 
 @on_all
 @in_event_loop
-async def test_the_same_disk_comes_and_goes_at_once_and_nothing_is_left(hypervisor: str) -> None:
-    async with plugging(hypervisor) as stand:
+async def test_the_same_disk_comes_and_goes_at_once_and_nothing_is_left(kind: type[Vmm]) -> None:
+    async with plugging_into(kind) as stand:
         for _ in range(20):
             await stand.devices.detach(await attached(stand, "a"))
         assert await stand.vmm.has() == NOTHING
@@ -44,8 +49,8 @@ async def test_the_same_disk_comes_and_goes_at_once_and_nothing_is_left(hypervis
 
 @on_all
 @in_event_loop
-async def test_a_guest_that_does_not_let_go_keeps_place_and_file_until_it_does(hypervisor: str) -> None:
-    async with plugging(hypervisor) as stand:
+async def test_a_guest_that_does_not_let_go_keeps_place_and_file_until_it_does(kind: type[Vmm]) -> None:
+    async with plugging_into(kind) as stand:
         first = await attached(stand, "a")
         await stand.vmm.guest_lets_go(does=False)
         with pytest.raises(HypervisorError, match=f"quarantined and keeps slot 0 of {stand.vmm.bus}"):
@@ -63,15 +68,43 @@ async def test_a_guest_that_does_not_let_go_keeps_place_and_file_until_it_does(h
 
 @on_all
 @in_event_loop
-async def test_a_full_bus_is_said_before_the_hypervisor_is_asked(hypervisor: str) -> None:
-    async with plugging(hypervisor) as stand:
+async def test_a_full_bus_is_said_and_every_slot_of_it_works(kind: type[Vmm]) -> None:
+    async with plugging_into(kind) as stand:
         slots = stand.vm.hotplug_buses[0].slots
-        for number in range(slots):
-            await stand.devices.attach(spec=stand.disk(f"d{number}"))
-        before = len(await stand.vmm.transcript())
+        devices = [await attached(stand, f"d{number}") for number in range(slots)]
+        await agree(stand, *devices)
         with pytest.raises(
             ExhaustedError, match=f"no free pci slot: of {slots}, {slots} are held, 0 pending removal, 0 quarantined"
         ):
+            await stand.devices.attach(spec=stand.disk("one-more"))
+        await asyncio.gather(*(stand.devices.detach(device) for device in devices))
+        await agree(stand)
+
+
+@on_all
+@in_event_loop
+async def test_killed_while_a_guest_is_asked_the_manager_finds_what_went(kind: type[Vmm]) -> None:
+    async with plugging_into(kind) as stand:
+        first, second = [await attached(stand, name) for name in ("a", "b")]
+        await stand.vmm.guest_lets_go(does=False)
+        removal = asyncio.gather(stand.devices.detach(first), return_exceptions=True)
+        await stand.devices.wait_devices({first.hypervisor_id: "detaching", second.hypervisor_id: "attached"})
+        stand.manager.kill()
+        await stand.vmm.guest_lets_go(does=True)
+        await stand.manager.start()
+        await removal
+        await stand.devices.wait_devices({second.hypervisor_id: "attached"})
+        await agree(stand, second)
+
+
+@on_fakes
+@in_event_loop
+async def test_a_full_bus_is_said_before_the_hypervisor_is_asked(hypervisor: str) -> None:
+    async with plugging(hypervisor) as stand:
+        for number in range(stand.vm.hotplug_buses[0].slots):
+            await stand.devices.attach(spec=stand.disk(f"d{number}"))
+        before = len(await stand.vmm.transcript())
+        with pytest.raises(ExhaustedError, match="no free pci slot"):
             await stand.devices.attach(spec=stand.disk("one-more"))
         assert len(await stand.vmm.transcript()) == before
 
@@ -89,7 +122,7 @@ async def test_an_add_that_acted_and_was_refused_is_undone_whole(hypervisor: str
         assert (await attached(stand, "a")).hypervisor_id not in said, "no id is used twice"
 
 
-@on_all
+@on_fakes
 @in_event_loop
 async def test_a_removal_that_acted_and_was_refused_is_a_removal(hypervisor: str) -> None:
     async with plugging(hypervisor) as stand:
@@ -99,7 +132,7 @@ async def test_a_removal_that_acted_and_was_refused_is_a_removal(hypervisor: str
         assert await stand.vmm.has() == NOTHING
 
 
-@on_all
+@on_fakes
 @in_event_loop
 async def test_a_removal_that_is_confirmed_twice_frees_once(hypervisor: str) -> None:
     async with plugging(hypervisor) as stand:
@@ -109,7 +142,7 @@ async def test_a_removal_that_is_confirmed_twice_frees_once(hypervisor: str) -> 
         await agree(stand, await attached(stand, "a"))
 
 
-@on_all
+@on_fakes
 @in_event_loop
 async def test_an_add_that_is_never_answered_is_settled_by_the_hypervisors_list(hypervisor: str) -> None:
     async with plugging(hypervisor) as stand:
@@ -117,7 +150,7 @@ async def test_an_add_that_is_never_answered_is_settled_by_the_hypervisors_list(
         await agree(stand, await attached(stand, "a"))
 
 
-@on_all
+@on_fakes
 @in_event_loop
 async def test_a_device_that_vanishes_is_lost_and_its_file_closed(hypervisor: str) -> None:
     async with plugging(hypervisor) as stand, stand.devices.listening():
@@ -127,7 +160,7 @@ async def test_a_device_that_vanishes_is_lost_and_its_file_closed(hypervisor: st
         assert await stand.vmm.has() == NOTHING
 
 
-@on_all
+@on_fakes
 @in_event_loop
 async def test_killed_while_the_hypervisor_thinks_both_managers_come_back_and_converge(hypervisor: str) -> None:
     async with plugging(hypervisor) as stand:

@@ -11,7 +11,7 @@ import pytest
 
 from common.errors import DeadlineError, InterruptedCallError, UnavailableError
 from common.testing.fake_vmms import FAKES
-from common.testing.hotplug_stand import HotplugStand, plugging
+from common.testing.hotplug_stand import FakeStand, plugging
 from common.testing.isolation import in_event_loop
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ async def insisted(call: Callable[[], Awaitable[T]]) -> T:
             return await call()
 
 
-async def cycle(stand: HotplugStand, name: str) -> None:
+async def cycle(stand: FakeStand, name: str) -> None:
     """Attach, confirm, detach."""
     disk = stand.disk(name)
     attached = await insisted(lambda: stand.devices.attach(spec=disk))
@@ -55,7 +55,7 @@ async def killed(victim: Victim, times: int) -> None:
         await victim.start()
 
 
-async def survive(stand: HotplugStand, victim: Victim, *, kills: int, cycles: int) -> None:
+async def survive(stand: FakeStand, victim: Victim, *, kills: int, cycles: int) -> None:
     """Run cycles of two disks side by side until all kills are done, and at least so many; then all have to agree."""
     done = 0
 

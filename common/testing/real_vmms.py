@@ -1,0 +1,86 @@
+"""The real hypervisors as a test uses them, as far as they let themselves be used like the fakes.
+
+They come from whoever runs the tests: ``PYKATA_TEST_CH`` is the path of a Cloud Hypervisor. ``make test-real-vmm``
+sets it, on a host with KVM. A guest that lets nothing go is one whose processors are stopped. A real one does not
+misbehave on demand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common import paths
+from common.channel import AGENT_VSOCK_PORT
+from common.services.channel import HybridVsock
+from common.testing.clh_api import ClhApi
+from common.testing.vmms import Vmm
+
+if TYPE_CHECKING:
+    from common.services.vmm import Vm
+
+CH_VARIABLE = "PYKATA_TEST_CH"
+_BOOT_TIMEOUT_S = 300.0
+"""A guest of an emulated host takes its time."""
+
+
+class RealCloudHypervisor(Vmm):
+    """A Cloud Hypervisor whose guest runs this project's agent."""
+
+    hypervisor = "clh"
+    bus = "segment0"
+    removal_timeout_s = 30.0
+
+    def __init__(self) -> None:
+        self._vm: Vm
+        self._api: ClhApi
+
+    async def connect(self, vm: Vm) -> None:
+        """Wait until the guest's agent takes connections."""
+        self._vm, self._api = vm, ClhApi(paths.vm_dir(vm.sandbox_id))
+        assert isinstance(vm.channel, HybridVsock)
+        async with asyncio.timeout(_BOOT_TIMEOUT_S):
+            reader, writer = await asyncio.open_unix_connection(vm.channel.socket)
+            writer.write(f"CONNECT {AGENT_VSOCK_PORT}\n".encode())
+            answer = await reader.readline()
+        writer.close()
+        assert answer.startswith(b"OK "), answer
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+    async def guest_lets_go(self, *, does: bool) -> None:
+        """Stop the guest's processors, or let them go on."""
+        assert await asyncio.to_thread(self._api.put, "vm.resume" if does else "vm.pause") == ""
+
+    async def let_go(self, _hypervisor_id: str) -> None:
+        """Let the guest do what it was asked to."""
+        await self.guest_lets_go(does=True)
+
+    async def has(self) -> tuple[set[str], set[str]]:
+        """Return the devices' ids, and the names of the files of the run directory that are open."""
+        tree = (await asyncio.to_thread(self._api.get, "vm.info"))["device_tree"]
+        devices = {name for name in tree if name.startswith(("_disk", "_fs"))}
+        return devices, set(self._open_files())
+
+    def _open_files(self) -> list[str]:
+        found = []
+        for file in Path(f"/proc/{self._vm.process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # it was closed meanwhile
+                target = file.readlink()
+                if target.parent == Path(paths.run_dir()) and target.is_file():
+                    found.append(target.name)
+        return found
+
+    @classmethod
+    def install(cls, directory: Path, *_: str) -> str:
+        """Copy the program to where it is read from memory; return its path."""
+        return str(shutil.copy(os.environ[CH_VARIABLE], directory / "cloud-hypervisor"))
+
+
+REAL: dict[str, type[RealCloudHypervisor]] = {"clh-real": RealCloudHypervisor} if os.environ.get(CH_VARIABLE) else {}
+"""Those that are there."""
