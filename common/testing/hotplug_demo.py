@@ -82,7 +82,7 @@ async def our_way(stand: FakeStand) -> list[str]:
         again = tasks.create_task(stand.devices.attach(spec=disk))
     await stand.devices.detach(again.result())
     said = (await stand.vmm.transcript())[before:]
-    questions = [number for number, line in enumerate(said) if line.startswith(("-> query-", "-> qom-"))]
+    questions = [number for number, line in enumerate(said) if line.startswith(("-> query-", "-> qom-", "-> human-"))]
     return [line for number, line in enumerate(said) if not {number, number - 1} & set(questions)]
 
 

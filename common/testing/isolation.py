@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec
 
-import pytest
-
 from common import paths
 
 if TYPE_CHECKING:
@@ -35,6 +33,22 @@ def in_event_loop(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
 @contextmanager
 def run_dir() -> Iterator[Path]:
     """Give this process and its children a run directory of their own, with a path short enough for sockets."""
-    with tempfile.TemporaryDirectory(prefix="kt-", dir="/tmp") as directory, pytest.MonkeyPatch.context() as patch:
-        patch.setenv(paths.RUN_DIR_VARIABLE, directory)
+    with (
+        tempfile.TemporaryDirectory(prefix="kt-", dir="/tmp") as directory,
+        variable(paths.RUN_DIR_VARIABLE, directory),
+    ):
         yield Path(directory)
+
+
+@contextmanager
+def variable(name: str, value: str) -> Iterator[None]:
+    """Set a variable of our own environment for a while."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -16,13 +16,11 @@ import uuid
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
-import pytest
-
 from common import shards
 from common.bus.client import BusClient
 from common.testing.device_stand import DeviceManager
 from common.testing.hotplug_stand import fake_vm
-from common.testing.isolation import run_dir
+from common.testing.isolation import run_dir, variable
 from common.testing.vmm_stand import managing
 
 if TYPE_CHECKING:
@@ -72,8 +70,7 @@ class ShardStand:
 @asynccontextmanager
 async def sharding(count: int) -> AsyncIterator[ShardStand]:
     """Provide a device manager of so many shards, and end all that was begun."""
-    with run_dir(), pytest.MonkeyPatch.context() as patch:
-        patch.setenv(shards.VARIABLE, str(count))
+    with run_dir(), variable(shards.VARIABLE, str(count)):
         async with BusClient() as bus, managing() as manager, AsyncExitStack() as stack:
             stand = ShardStand(bus, manager, stack)
             try:

@@ -28,6 +28,7 @@ from common.paths import RUN_DIR_VARIABLE
 from common.services import vmm
 from common.services.health import HEALTH
 from common.testing import oci_image
+from common.testing.isolation import variable
 from common.testing.leaks import Footprint
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ class Stack:
 
     def wait_ready(self) -> None:
         """Wait until each service answers on the bus."""
-        with _environment(RUN_DIR_VARIABLE, str(self.run_dir)):  # the bus finds its sockets by it
+        with variable(RUN_DIR_VARIABLE, str(self.run_dir)):  # the bus finds its sockets by it
             asyncio.run(_wait_services(self.services.values()))
 
     def remains(self) -> list[str]:
@@ -281,20 +282,6 @@ async def _wait_services(services: Iterable[str]) -> None:
                 except (UnavailableError, InterruptedCallError):  # after the bus has waited for it
                     continue
                 break
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """Set a variable of our own environment for a while."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 @contextmanager

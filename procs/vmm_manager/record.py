@@ -1,13 +1,12 @@
 """``vm.json``: what must be known of a VM to take it over after a restart.
 
 Written before the VMM is started (``vm`` is None then: a half-made VM, to be killed by its cgroup) and before and after
-each change, always as a whole: temporary file, fsync, rename. It lies in the run directory, which does not outlive a
-boot.
+each change, always as a whole: temporary file, rename. It has to survive this process and not the host, whose end is
+that of every VM: so nothing is synchronised with a disk, on which the run directory may be.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,8 +74,6 @@ class VmRecord(msgspec.Struct, kw_only=True):
         temporary = directory / "vm.json.new"
         with temporary.open("wb") as file:
             file.write(msgspec.json.encode(self))
-            file.flush()
-            os.fsync(file.fileno())
         temporary.rename(directory / "vm.json")
 
 
