@@ -66,8 +66,8 @@ class GuestSandbox:
         rootfs: a root file system of busybox.
     """
 
-    def __init__(self, vmlinux: Path, initrd: Path, *, has_vsock: bool = False, parameters: str = "") -> None:
-        self.vm = GuestVm(vmlinux, initrd, has_vsock=has_vsock, parameters=parameters)
+    def __init__(self, vmlinux: Path, initrd: Path, *, has_vsock: bool = False, devices: Sequence[str] = ()) -> None:
+        self.vm = GuestVm(vmlinux, initrd, has_vsock=has_vsock, devices=devices)
         self.rootfs = self.vm.share / "base" / "rootfs"
         self._cleanup = ExitStack()
         self._ids = itertools.count(1)

@@ -42,7 +42,7 @@ from common.testing.vsock_device import VsockDevice
 from common.ttrpc import frames
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 M = TypeVar("M", bound=Message)
 
@@ -70,7 +70,14 @@ class GuestVm:
     """
 
     def __init__(
-        self, vmlinux: Path, initrd: Path, *, streams: int = 8, parameters: str = "", has_vsock: bool = False
+        self,
+        vmlinux: Path,
+        initrd: Path,
+        *,
+        streams: int = 8,
+        parameters: str = "",
+        has_vsock: bool = False,
+        devices: Sequence[str] = (),
     ) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="kt-", dir="/tmp"))  # socket paths must be short
         self.share = self._directory / "share"
@@ -78,7 +85,7 @@ class GuestVm:
         self._generation = 0
         self._free_ports = list(range(streams))
         self.vsock = VsockDevice(self._directory) if has_vsock else None
-        self._command = self._qemu(vmlinux, initrd, parameters)
+        self._command = [*self._qemu(vmlinux, initrd, parameters), *devices]
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:

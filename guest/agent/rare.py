@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.protocols import agent, guest
-from guest.agent import copying, machine, metrics
+from guest.agent import copying, machine, metrics, network
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,4 +22,5 @@ def methods(reactor: Reactor, uevents: Uevents) -> Methods:
         "MemHotplugByProbe": (guest.MemHotplugByProbeRequest, machine.probe_memory),
         "CopyFile": (guest.CopyFileRequest, copying.copy_file),
         "GetMetrics": (agent.Empty, metrics.get_metrics),
+        **network.Network(reactor, uevents).methods(),
     }

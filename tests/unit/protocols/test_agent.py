@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from common.protocols import agent, guest, health, stats
+from common.protocols import agent, guest, health, network, stats
 
 if TYPE_CHECKING:
     from common.protobuf import Message
@@ -49,6 +49,20 @@ NUMBERS: dict[type[Message], dict[str, int]] = {
         "path": 1, "file_size": 2, "file_mode": 3, "dir_mode": 4, "uid": 5, "gid": 6, "offset": 7, "data": 8,
     },
     guest.Metrics: {"metrics": 1},
+    network.IPAddress: {"family": 1, "address": 2, "mask": 3},
+    network.Interface: {
+        "device": 1, "name": 2, "ip_addresses": 3, "mtu": 4, "hw_addr": 5, "device_path": 6, "type": 7, "raw_flags": 8,
+    },
+    network.UpdateInterfaceRequest: {"interface": 1},
+    network.Interfaces: {"interfaces": 1},
+    network.Route: {
+        "dest": 1, "gateway": 2, "device": 3, "source": 4, "scope": 5, "family": 6, "flags": 7, "mtu": 8,
+    },
+    network.Routes: {"routes": 1},
+    network.UpdateRoutesRequest: {"routes": 1},
+    network.ARPNeighbor: {"to_ip_address": 1, "device": 2, "lladdr": 3, "state": 4, "flags": 5},
+    network.ARPNeighbors: {"neighbors": 1},
+    network.AddARPNeighborsRequest: {"neighbors": 1},
     stats.CpuUsage: {"total": 1, "percpu": 2, "kernel": 3, "user": 4},
     stats.ThrottlingData: {"periods": 1, "throttled_periods": 2, "throttled_time": 3},
     stats.CpuStats: {"cpu_usage": 1, "throttling_data": 2},
@@ -82,7 +96,7 @@ def test_field_numbers_are_upstreams(kind: type[Message]) -> None:
 def test_every_message_is_in_the_table() -> None:
     declared = {
         value
-        for module in (agent, guest, health, stats)
+        for module in (agent, guest, health, network, stats)
         for value in vars(module).values()
         if isinstance(value, type) and value.__module__ == module.__name__
     }
