@@ -57,6 +57,7 @@ class FakeGuest:
         calls: every call that came: its method and request.
         request_ids: of the calls, in the same order.
         refusals: by method, what to answer instead of doing it.
+        gates: by method, what is waited for before it is done.
         stats: what to answer to StatsContainer.
         out_of_memory: ids to answer GetOOMEvent with.
         features: what it says that it can do; without stream ports it is as upstream's.
@@ -67,6 +68,7 @@ class FakeGuest:
         self.calls: list[tuple[str, Message]] = []
         self.request_ids: list[str] = []
         self.refusals: dict[str, Refusal] = {}
+        self.gates: dict[str, asyncio.Event] = {}
         self.stats = StatsContainerResponse()
         self.out_of_memory: asyncio.Queue[str] = asyncio.Queue()
         self.features = [agent.STREAM_PORTS_FEATURE]
@@ -113,6 +115,8 @@ class FakeGuest:
         try:
             if request.method in self.refusals:
                 raise self.refusals[request.method]
+            if request.method in self.gates:
+                await self.gates[request.method].wait()
             answer = frames.Response(payload=(await handler(message)).encode())
         except Refusal as refusal:
             answer = frames.Response(status=frames.Status(code=refusal.code, message=refusal.text))

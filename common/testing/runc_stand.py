@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -13,6 +14,7 @@ from common.testing.shim_stand import ShimStand, kill
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Callable
 
     from common.ttrpc.client import TtrpcClient
 
@@ -47,11 +49,28 @@ class RuncStand(ShimStand):
             self.socket_path.unlink(missing_ok=True)
         return done
 
+    async def hold(self, verb: str) -> Callable[[], object]:
+        """Have the next Create wait in a hook, or the next Start for a container that is stopped."""
+        if verb == "Create":
+            return self._hold_in_hook()
+        pid = await self._task_pid()
+        os.kill(pid, signal.SIGSTOP)
+        return lambda: os.kill(pid, signal.SIGCONT)
+
+    def _hold_in_hook(self) -> Callable[[], object]:
+        gate = self.fifo("gate")
+        config = json.loads((self.bundle / "config.json").read_text())
+        config["hooks"] = {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", f"read go < {gate}"]}]}
+        (self.bundle / "config.json").write_text(json.dumps(config))
+        return lambda: Path(gate).write_text("go\n")  # waits for the hook to be there
+
     async def end_from_outside(self) -> None:
         """Kill the container's process."""
-        client = await self.connect()
+        os.kill(await self._task_pid(), signal.SIGKILL)
+
+    async def _task_pid(self) -> int:
         named = task.IdRequest(id=self.id)
-        os.kill((await self.call(client, "Connect", named, task.ConnectResponse)).task_pid, signal.SIGKILL)
+        return (await self.call(await self.connect(), "Connect", named, task.ConnectResponse)).task_pid
 
     def spec(self) -> dict[str, Any]:
         """Return what a container of runc needs."""

@@ -81,6 +81,11 @@ class Shim:
         """Ask the shim to end."""
         await self.stand.call(self.client, "Shutdown", task.ShutdownRequest(id=self.stand.id), task.Empty)
 
+    async def reached(self) -> None:
+        """Return when the shim has taken all that was asked before: it refuses at once what it does not know."""
+        await asyncio.sleep(0)  # what was spawned before writes its request now
+        await refusal(self.stand.call(self.client, "Frobnicate", task.IdRequest(id=self.stand.id), task.Empty))
+
     def name(self, exec_id: str) -> task.StateRequest:
         """Return the request that names a process."""
         return task.StateRequest(id=self.stand.id, exec_id=exec_id)

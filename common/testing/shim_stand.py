@@ -235,6 +235,13 @@ class ShimStand:
         """End the container as nobody has asked for: here its VM dies."""
         await self.vms.end_vm()
 
+    async def hold(self, verb: str) -> Callable[[], object]:
+        """Have the next Create or Start take until what is returned is called."""
+        await self.vms.has_vm.wait()
+        assert self.vms.guest is not None
+        gate = self.vms.guest.gates[f"{verb}Container"] = asyncio.Event()
+        return gate.set
+
     async def kill_shim(self) -> None:
         """Kill the shim with SIGKILL."""
         await kill(self.shim_pid)

@@ -106,12 +106,13 @@ class Container:
         self._task.process(exec_id)
         return self._execs[exec_id] if exec_id else self._init
 
-    def add_exec(self, exec_id: str, spec: oci.Process, stdio: Stdio) -> None:
-        """Register an exec.
+    async def add_exec(self, exec_id: str, spec: oci.Process, stdio: Stdio) -> None:
+        """Register an exec; while the container starts, when it has.
 
         Raises:
             KataError: the id is taken, the container has ended, or the streams are not what we can use.
         """
+        await self._init.wait_settled()
         process = self._task.add_exec(exec_id, stdio)
         try:
             self._execs[exec_id] = GuestProcess(process, self.guest, self._events, self._group)
@@ -134,6 +135,7 @@ class Container:
             StateError: the container does not run.
         """
         target = self.process(exec_id)
+        await self._init.wait_settled()
         state = self._init.process.state
         if state in HALTED:
             raise StateError("cannot exec in a paused container")

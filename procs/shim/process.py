@@ -95,6 +95,7 @@ class GuestProcess:
         Raises:
             KataError: its state does not allow it, or the guest could not; then it counts as ended.
         """
+        await self._start_is_settled.wait()
         self.process.check(Ask.START)
         self.process.move(State.STARTING)
         self._start_is_settled.clear()

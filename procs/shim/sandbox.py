@@ -25,15 +25,17 @@ from common.services import vmm
 from procs.shim.order import CREATE_TIMEOUT_S, Order
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from common.bus.client import BusClient
     from common.config import KataConfig
+    from common.protocols.task import Mount
     from common.services.vmm import Vm
     from procs.shim.agent import Agent
     from procs.shim.channel import Channel
     from procs.shim.devices import Devices
     from procs.shim.ports import Ports
+    from procs.shim.spec import HostMount
 
 DESTROY_TIMEOUT_S = 5
 DESCRIBE_TIMEOUT_S = 2
@@ -92,6 +94,7 @@ class Sandbox:
         self._is_booted = asyncio.Event()
         self._is_stopping = False
         self._is_stopped = asyncio.Event()
+        self._mounting = asyncio.Lock()
 
     async def boot(self) -> None:
         """Start the VM and make the guest ready for containers. A failure is kept for :meth:`wait_booted`."""
@@ -133,6 +136,19 @@ class Sandbox:
         assert isinstance(self._order, Order), "an order that could not be made is a failure"
         return self._order.config
 
+    async def mount(self, container_id: str, rootfs: Sequence[Mount], host: Sequence[HostMount]) -> None:
+        """Mount what a container is made of, for the guest to find.
+
+        Raises:
+            KataError: something cannot be mounted, or the sandbox ends; nothing stays mounted.
+        """
+        from procs.shim import share
+
+        async with self._mounting:
+            if self._is_stopping:
+                raise self._failure or self._stopped()
+            await share.add_container(self.sandbox_id, container_id, rootfs, host)
+
     async def wait_booted(self) -> Guest:
         """Wait until containers may be created.
 
@@ -141,8 +157,11 @@ class Sandbox:
         """
         await self._is_booted.wait()
         if self._guest is None:
-            raise self._failure or UnavailableError(f"sandbox {self.sandbox_id} was stopped while {self._phase}")
+            raise self._failure or self._stopped()
         return self._guest
+
+    def _stopped(self) -> UnavailableError:
+        return UnavailableError(f"sandbox {self.sandbox_id} was stopped while {self._phase}")
 
     async def stop(self) -> None:
         """End the VM and unmount all that was mounted for it. Returns when that is done, whoever asked first."""
@@ -306,7 +325,8 @@ class Sandbox:
         from common import paths
         from common.linux import mounts
 
-        await asyncio.to_thread(mounts.unmount_below, paths.sandbox_dir(self.sandbox_id))
+        async with self._mounting:
+            await asyncio.to_thread(mounts.unmount_below, paths.sandbox_dir(self.sandbox_id))
         _log.info("sandbox stopped")
 
     async def _stop_guest(self, agent: Agent) -> None:

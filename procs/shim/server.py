@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from common import log, paths
 from common.bus.client import BusClient
+from common.linux import mounts
 from common.ttrpc.server import TtrpcServer
 from procs.shim.cleanup import remove_tree
 from procs.shim.events import EventSender
@@ -86,6 +87,12 @@ async def _serve(launch: Launch, order: Order | KataError, listener: socket.sock
 
 
 def _leave(launch: Launch) -> None:
-    """Give up the socket and the sandbox's name, before containerd runs `delete` to see that all is gone."""
+    """Give up the socket and the sandbox's name, before containerd runs `delete` to see that all is gone.
+
+    Raises:
+        OSError: something is mounted and would not go; what is below it is the container's owner's, and stays.
+    """
+    directory = paths.sandbox_dir(launch.sandbox_id)
+    mounts.unmount_below(directory)
     Path(launch.socket_path).unlink(missing_ok=True)
-    remove_tree(paths.sandbox_dir(launch.sandbox_id))
+    remove_tree(directory)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from common import log
 from common.errors import AlreadyExistsError, KataError, NotFoundError, UnsupportedError
 from common.protocols import events, task
-from procs.shim import bundle, metrics, share
+from procs.shim import bundle, metrics
 from procs.shim.abandonment import SHUTDOWN_TIMEOUT_S, wait_abandoned
 from procs.shim.container import Container
 from procs.shim.tasks import Ask, Process, State, Stdio
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from procs.shim.sandbox import Sandbox
 
 FLUSH_TIMEOUT_S = 2
+_AT_ONCE = frozenset(("Create", "Shutdown"))
+"""Verbs that do not wait for a Create that is under way. The others do, as in runc's shim: a containerd that starts
+again asks for the processes, and ends a shim that says there is no container."""
 
 _STATUS = {
     State.CREATED: task.CREATED,
@@ -61,6 +64,8 @@ class TaskService:
         self._container: Container | None = None
         self._is_unused = asyncio.Event()
         self._is_unused.set()
+        self._is_settled = asyncio.Event()
+        self._is_settled.set()
 
     def methods(self) -> Mapping[tuple[str, str], tuple[type[Message], Handler]]:
         """Return what a ttrpc server is to serve."""
@@ -109,12 +114,15 @@ class TaskService:
         """
         self._check_create(request)
         self._is_unused.clear()
+        self._is_settled.clear()
         try:
             self._container = container = await self._create(request)
         except BaseException:
             self._is_unused.set()
             self._group.create_task(self._end_after_failure())
             raise
+        finally:
+            self._is_settled.set()
         self._publish_create(request, container.guest.pid)
         self._group.create_task(self._follow(container))
         self._group.create_task(self._watch_memory(container))
@@ -156,7 +164,7 @@ class TaskService:
     async def exec(self, request: task.ExecProcessRequest) -> task.Empty:
         """Register a further process."""
         process = bundle.read_process(request)
-        self._found(request.id).add_exec(request.exec_id, process, _stdio(request))
+        await self._found(request.id).add_exec(request.exec_id, process, _stdio(request))
         return task.Empty()
 
     async def kill(self, request: task.KillRequest) -> task.Empty:
@@ -244,6 +252,8 @@ class TaskService:
             ids = {"container": request.id, "exec": getattr(request, "exec_id", "")}
             with log.bound(request=secrets.token_hex(8), **ids):
                 log.get().debug("call", verb=name)
+                if name not in _AT_ONCE:
+                    await self._is_settled.wait()
                 return await verb(request)
 
         return call
@@ -260,7 +270,7 @@ class TaskService:
     async def _create(self, request: task.CreateTaskRequest) -> Container:
         config = await self._sandbox.wait_shareable()
         wanted = bundle.read(request, config)
-        await share.add_container(self._sandbox.sandbox_id, request.id, wanted.rootfs, wanted.mounts)
+        await self._sandbox.mount(request.id, wanted.rootfs, wanted.mounts)
         guest = await self._sandbox.wait_booted()
         init = Process(container_id=request.id, exec_id="", stdio=_stdio(request))
         container = Container(init, request.bundle, guest, self._events, self._group)

@@ -30,18 +30,13 @@ async def test_while_a_creation_fails(stand: ShimStand) -> None:
     stand.vms.is_guest_silent = True
     shim = await started(stand)
     creating = stand.spawn(refusal(shim.create("sleep", "1000")))
-    await connect(shim)  # the shim has taken the call before this one
+    await shim.reached()
     shim.client.close()
     await creating
-    await connect(Shim(stand, await stand.connect()))  # a containerd that has started again, and stays
+    await Shim(stand, await stand.connect()).reached()  # a containerd that has started again, and stays
     await stand.vms.end_vm()
     await stand.wait_shim_gone()
     assert stand.leftovers() == []
-
-
-async def connect(shim: Shim) -> None:
-    """Call what is answered in every state."""
-    await shim.stand.call(shim.client, "Connect", task.IdRequest(id=shim.stand.id), task.ConnectResponse)
 
 
 @stand_test
