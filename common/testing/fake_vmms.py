@@ -75,7 +75,7 @@ class CloudHypervisor(FakeVmm):
 
     hypervisor = "clh"
     module = "common.testing.fake_cloud_hypervisor"
-    config: ClassVar[dict[str, object]] = {"initrd": ""}
+    config: ClassVar[dict[str, object]] = {"initrd": "", "kernel": __file__}
     adds: ClassVar[tuple[str, ...]] = ("vm.add-disk",)
     removes = "vm.remove-device"
     tells = "device-removed"
@@ -119,6 +119,14 @@ class CloudHypervisor(FakeVmm):
     async def garble(self) -> None:
         """Have half a record on the event stream, as if it had been full."""
         await self.ask("garble")
+
+    async def tell(self, source: str, name: str) -> None:
+        """Have an event told."""
+        await self.ask("tell", source=source, name=name)
+
+    async def print(self, text: str) -> None:
+        """Have the guest print something."""
+        await self.ask("print", text=text)
 
     async def ask(self, demand: str, **arguments: object) -> Any:  # noqa: ANN401 - JSON
         """Have a demand carried out."""

@@ -11,6 +11,8 @@ misbehave       ``what`` (endpoint or event), ``how`` (:class:`common.testing.de
 release         let answers go that were held back
 guest           ``lets_go``: whether the guest lets devices go by itself
 let_go          ``name``: the guest lets a device go now, asked or not
+tell            ``source``, ``name``: write an event about the VM
+print           ``text``: what the guest prints on its serial port
 garble          write half a record on the event stream, as a stream that was full does
 transcript      everything that was asked, answered and told so far
 has             the devices' ids, and the files that are open

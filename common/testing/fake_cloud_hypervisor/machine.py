@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,12 @@ SLOTS = 32
 MAX_SERIAL = 20
 CLOSING_TAKES_S = 0.02
 """How long a file stays open after its device is told gone; on a slow host a real one takes longer."""
+
+_BACKEND_TIMEOUT_S = 30.0
+_GET_FEATURES = struct.pack("<III", 1, 1, 0)
+"""``VHOST_USER_GET_FEATURES``: request, version, size of the payload (docs/interop/vhost-user.rst of QEMU)."""
+_FEATURES_SIZE = 12 + 8
+"""Bytes of the answer: the same header, and 64 bits."""
 
 _BOOT_DEVICES = ("__rng", "_vsock0")
 
@@ -197,12 +204,19 @@ class Machine:
         self.locked.append((path, is_written))
 
     def _connect(self, body: dict[str, Any], prefix: tuple[str, ...]) -> socket.socket:
+        """Connect to a vhost-user backend and ask for its features, as far as to know that it is there."""
         backend = socket.socket(socket.AF_UNIX)
+        backend.settimeout(_BACKEND_TIMEOUT_S)
+        reason = "Connection to socket failed"
         try:
             backend.connect(str(body["socket"]))
+            reason = "Get features failed"
+            backend.sendall(_GET_FEATURES)
+            if len(backend.recv(_FEATURES_SIZE)) < _FEATURES_SIZE:
+                raise ConnectionResetError
         except OSError as err:
             backend.close()
-            raise RefusalError(500, *prefix, "Cannot create virtio-fs device", "Connection to socket failed") from err
+            raise RefusalError(500, *prefix, "Cannot create virtio-fs device", reason) from err
         return backend
 
     def _slot(self, name: str, body: dict[str, Any], prefix: tuple[str, ...]) -> int:

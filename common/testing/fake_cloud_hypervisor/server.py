@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -69,6 +70,8 @@ class Server:
             "guest": self._set_guest,
             "let_go": self._machine.let_go,
             "garble": self._garble,
+            "tell": self._tell_event,
+            "print": self._print,
             "transcript": self._get_transcript,
             "has": self._get_has,
         }
@@ -187,6 +190,13 @@ class Server:
     async def _set_guest(self, *, lets_go: bool) -> None:
         self._machine.lets_go = lets_go
         self._let_go_now()
+
+    async def _tell_event(self, source: str, name: str) -> None:
+        asyncio.get_running_loop().call_soon(self._tell, source, name, None)  # after the answer: it may be the last
+
+    async def _print(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
     async def _garble(self) -> None:
         self._write_event('{\n  "timestamp": {\n    "secs": 1,\n    "na')

@@ -1,4 +1,4 @@
-"""What QEMU and virtiofsd print, bounded.
+"""What VMMs and virtiofsd print, bounded.
 
 A guest can make both complain for ever: QEMU writes a line for each malformed message on virtio-serial's control
 queue. So their output goes into a FIFO and not into a file on the run directory's tmpfs. It is opened for reading and
@@ -9,6 +9,7 @@ open, so the last words of a process can be read after its end, and a manager th
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -34,6 +35,12 @@ class Output:
             os.mkfifo(path, 0o600)
         self.fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self._kept = b""
+        self._is_followed = False
+
+    def follow(self) -> None:
+        """Read what is printed as it comes: of a process that prints much the last words count, not the first."""
+        asyncio.get_running_loop().add_reader(self.fd, self.tail)
+        self._is_followed = True
 
     def tail(self) -> str:
         """Return the last of what was printed so far, made safe to show."""
@@ -45,6 +52,8 @@ class Output:
     def close(self) -> None:
         """Stop listening; what was printed is still known."""
         self.tail()
+        if self._is_followed:
+            asyncio.get_running_loop().remove_reader(self.fd)
         os.close(self.fd)
         self.fd = -1
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
+from common.testing.isolation import in_event_loop
 from procs.vmm_manager.drivers import TAIL_SIZE
 from procs.vmm_manager.drivers.output import Output, readable
 
@@ -66,3 +68,16 @@ def test_another_manager_finds_it_by_name(output: Output, tmp_path: Path) -> Non
     second = Output(tmp_path / "log")
     assert second.tail() == "said before"
     second.close()
+
+
+@in_event_loop
+async def test_of_an_output_that_is_followed_the_last_words_are_known(output: Output) -> None:
+    output.follow()
+    for _ in range(5):
+        os.write(output.fd, b"x" * (60 << 10))
+        await asyncio.sleep(0)  # the loop looks once at what can be read
+        await asyncio.sleep(0)
+    os.write(output.fd, b"\nthe last words\n")
+    assert output.tail().endswith("\nthe last words\n")
+    output.close()
+    assert output.tail().endswith("\nthe last words\n")

@@ -72,7 +72,8 @@ class ClhMachine:
         return self._process.is_running
 
     def watch(self) -> None:
-        """Begin to hear Cloud Hypervisor's events."""
+        """Begin to hear Cloud Hypervisor's events, and to read its log, of which it writes much."""
+        self._process.output.follow()
         follower = self._workers.spawn(self._events.follow(self._handle))
         self._workers.spawn(self._close_at_end(follower))
 
