@@ -111,7 +111,17 @@ class Scsi(Driver):
         block.let_go_of_scsi(source)
 
 
-DRIVERS: dict[str, Driver] = {"virtio-fs": VirtioFs(), "blk": Blk(), "scsi": Scsi()}
+class Ephemeral(Driver):
+    """A file system in the guest's memory (tmpfs, hugetlbfs), for example what upstream's shim has for ``/dev/shm``."""
+
+    keeps_writes = False
+
+    def source(self, storage: Storage, serial: str) -> str | None:
+        """Return its name, which is only shown."""
+        return storage.source
+
+
+DRIVERS: dict[str, Driver] = {"virtio-fs": VirtioFs(), "blk": Blk(), "scsi": Scsi(), "ephemeral": Ephemeral()}
 
 
 class Mounted:

@@ -16,10 +16,12 @@ from common.protocols.agent import (
     SHARE_MOUNT_POINT,
     ContainerRequest,
     CreateContainerRequest,
+    CreateSandboxRequest,
     Empty,
     GuestDetailsRequest,
     GuestDetailsResponse,
     RemoveContainerRequest,
+    Storage,
     WaitProcessRequest,
     WaitProcessResponse,
 )
@@ -31,6 +33,7 @@ from common.protocols.guest import (
     ReseedRandomDevRequest,
     SetGuestDateTimeRequest,
 )
+from common.protocols.oci import Mount
 from common.testing.guest_sandbox import container_spec
 from common.testing.guest_vm import AgentClient, AgentError, GuestVm
 
@@ -73,9 +76,11 @@ def put(client: AgentClient, path: str, data: bytes, *, mode: int = 0o644) -> No
         copy(client, path, piece, mode=stat.S_IFREG | mode, size=len(data), offset=at)
 
 
-def said(vm: GuestVm, client: AgentClient, script: str) -> str:
+def said(vm: GuestVm, client: AgentClient, script: str, *mounts: Mount) -> str:
     """Run a container from what was copied; return its output."""
     spec = container_spec(ROOT, "sh", "-c", script)
+    spec.mounts = [mount for mount in spec.mounts if mount.destination not in {each.destination for each in mounts}]
+    spec.mounts += mounts
     stream = vm.stream()
     request = CreateContainerRequest(
         container_id="c", oci=spec, stdin_port=NO_STREAM, stdout_port=stream.number, stderr_port=NO_STREAM
@@ -93,6 +98,19 @@ def said(vm: GuestVm, client: AgentClient, script: str) -> str:
 def test_a_container_of_copied_files(vm: GuestVm, agent: AgentClient) -> None:
     put(agent, f"{ROOT}/etc/motd", b"copied\n", mode=0o640)
     assert said(vm, agent, "cat /etc/motd; stat -c %a /etc/motd; readlink /bin/sh") == "copied\n640\nbusybox\n"
+
+
+def test_memory_of_the_guest_for_dev_shm(vm: GuestVm, agent: AgentClient) -> None:
+    """What upstream's shim has every sandbox make."""
+    place = "/run/kata-containers/sandbox/shm"
+    options = ["noexec", "nosuid", "nodev", "mode=1777", "size=67108864"]
+    shm = Storage(driver="ephemeral", source="shm", fstype="tmpfs", mount_point=place, options=options)
+    agent.ask("CreateSandbox", CreateSandboxRequest(hostname="guest", sandbox_id="s", storages=[shm]), Empty)
+    mount = Mount(destination="/dev/shm", source=place, type="bind", options=["rbind"])  # noqa: S108 - of the container
+    mounted = said(vm, agent, "cat /proc/mounts", mount).splitlines()
+    (seen,) = (line for line in mounted if " /dev/shm " in line)
+    assert seen.startswith("shm /dev/shm tmpfs ")
+    assert "size=65536k" in seen
 
 
 def test_a_file_has_its_name_when_it_is_whole(vm: GuestVm, agent: AgentClient) -> None:
