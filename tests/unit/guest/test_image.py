@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import UnsupportedError
+from common.errors import NotFoundError, UnsupportedError
 from guest.agent.health import VERSION
 from guest.image import kernel
-from guest.image.contents import without_signature
+from guest.image.contents import module_files, without_signature
 from guest.image.cpio import Archive
 
 LIBLZ4 = Path("/usr/lib/x86_64-linux-gnu/liblz4.so.1")
@@ -87,3 +87,13 @@ def test_a_module_loses_its_signature_and_nothing_else() -> None:
 
 def test_the_agent_has_the_distributions_version() -> None:
     assert version("pykata") == VERSION
+
+
+def test_modules_come_behind_what_they_need_whichever_way_they_are_spelt(tmp_path: Path) -> None:
+    for file, needed in {"kvm-amd": "kvm,dm-x", "kvm": "", "dm-x": "dm_y", "dm_y": "", "other": ""}.items():
+        path = tmp_path / f"lib/modules/6.1/kernel/drivers/{file}.ko"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"\0depends=" + needed.encode() + b"\0")
+    assert [path.stem for path in module_files(tmp_path, ["kvm_amd", "kvm"])] == ["kvm", "dm_y", "dm-x", "kvm-amd"]
+    with pytest.raises(NotFoundError, match="no module nowhere"):
+        module_files(tmp_path, ["nowhere"])

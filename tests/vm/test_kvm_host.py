@@ -1,0 +1,37 @@
+"""The emulated host: it has a KVM that works, our files, and tells how a command ended."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.mark.soak
+def test_it_runs_a_command_and_says_how_it_ended(tmp_path: Path) -> None:
+    script = f"test -c /dev/kvm -a -c /dev/vhost-vsock -a ! -e {tmp_path} && echo here is $PWD; exit 7"
+    done = subprocess.run(
+        [sys.executable, "deploy/kvm_host.py", "--timeout", "600", "--", "sh", "-c", script],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (7, f"here is {CHECKOUT}")
+
+
+@pytest.mark.soak
+def test_it_says_when_the_time_has_passed() -> None:
+    done = subprocess.run(
+        [sys.executable, "deploy/kvm_host.py", "--timeout", "3", "--", "true"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 124
+    assert "no exit status" in done.stderr
