@@ -18,7 +18,7 @@ HOST = $(BIN)/python deploy/kvm_host.py --
 PACKAGES := /usr/bin/qemu-system-x86_64:qemu-system-x86 /usr/lib/qemu/virtiofsd:qemu-system-common \
   /usr/bin/containerd:containerd /usr/sbin/runc:runc /bin/busybox:busybox-static /usr/bin/cpio:cpio \
   /usr/lib/python3.11/ensurepip:python3-venv /sbin/depmod:kmod /usr/bin/git:git \
-  /sbin/mkfs.ext4:e2fsprogs /usr/bin/mkfs.erofs:erofs-utils
+  /sbin/mkfs.ext4:e2fsprogs /usr/bin/mkfs.erofs:erofs-utils /usr/bin/strace:strace
 
 # What of a long step's output says how far it is. SYSTEMD_OFFLINE below: containerd's own service is not started.
 steps = awk '/^($(1))/ {print "  " substr($$0, 1, 100); fflush()}'

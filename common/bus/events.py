@@ -1,8 +1,10 @@
 """Events: news that a service publishes and that nobody has to hear.
 
-Each event has the publisher's sequence number, and a heartbeat repeats the last one every :data:`HEARTBEAT_S`, since
-otherwise the loss of a last event would never show. A subscriber that cannot know whether it missed something (first
-contact, a gap, a publisher that restarted) gets :class:`Resync` first: its reader then reads the state itself.
+Each event has the publisher's sequence number. A *repeat* is the last number without an event, since otherwise the loss
+of a last event would never show: it is sent to whoever subscribes, which one who lost its connection does again, and
+some times after an event, ever later (:data:`REPEATS_S`). Then there is silence: who waits for news of a service in
+which nothing happens sleeps. A subscriber that cannot know whether it missed something (first contact, a gap, a
+publisher that restarted) gets :class:`Resync` first: its reader then reads the state itself.
 """
 
 from __future__ import annotations
@@ -28,8 +30,11 @@ if TYPE_CHECKING:
 
 Q = TypeVar("Q", bound=msgspec.Struct)
 
-HEARTBEAT_S = 1.0
+REPEATS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+"""Pauses before repeats. Events are lost where a queue is full, and none is full for as long as all of these."""
 _QUEUE = 1000
+_SUBSCRIBED = b"\x01"
+"""How the message of an XPUB socket begins that tells of a subscription (zmq_socket(3), ZMQ_XPUB)."""
 
 
 class Resync(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +65,7 @@ class Publisher:
         self._service = service
         self._identity = secrets.token_hex(8)
         self._sequence = 0
+        self._has_news = asyncio.Event()
         self._stack = AsyncExitStack()
         self._workers = Workers()
 
@@ -67,12 +73,14 @@ class Publisher:
         Path(paths.bus_dir()).mkdir(mode=0o700, parents=True, exist_ok=True)
         context = zmq.asyncio.Context()
         self._stack.callback(context.destroy, linger=0)
-        self._socket = context.socket(zmq.PUB)
+        self._socket = context.socket(zmq.XPUB)
+        self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)  # tell of each subscription, not of the first only
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, _QUEUE)
         self._socket.bind(f"ipc://{paths.bus_dir()}/{self._service}.events")
         await self._stack.enter_async_context(self._workers)
-        self._workers.spawn(self._beat())
+        self._workers.spawn(self._greet())
+        self._workers.spawn(self._repeat())
         return self
 
     async def __aexit__(
@@ -84,15 +92,33 @@ class Publisher:
         """Tell whoever listens."""
         self._sequence += 1
         await self._send(event.topic, msgspec.to_builtins(body))
+        self._has_news.set()
 
     async def _send(self, topic: str, body: dict[str, object]) -> None:
         news = News(v=VERSION, publisher=self._identity, sequence=self._sequence, topic=topic, body=body)
         await self._socket.send(encode(news))
 
-    async def _beat(self) -> None:
+    async def _greet(self) -> None:
+        """Tell whoever subscribes which event was the last."""
         while True:
-            await self._send("", {})
-            await asyncio.sleep(HEARTBEAT_S)
+            if (await self._socket.recv()).startswith(_SUBSCRIBED):
+                await self._send("", {})
+
+    async def _repeat(self) -> None:
+        while True:
+            await self._has_news.wait()
+            await self._repeat_until_news()
+
+    async def _repeat_until_news(self) -> None:
+        """Repeat which event was the last, until there is another."""
+        self._has_news.clear()
+        for pause in REPEATS_S:
+            try:
+                await asyncio.wait_for(self._has_news.wait(), pause)
+            except TimeoutError:
+                await self._send("", {})
+            else:
+                return
 
 
 class Subscriber:

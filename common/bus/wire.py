@@ -93,12 +93,12 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class News(msgspec.Struct, frozen=True, kw_only=True):
-    """An event, or a heartbeat if ``topic`` is empty.
+    """An event, or a repeat of the last one's number if ``topic`` is empty.
 
     Attributes:
         v: version of the protocol.
         publisher: identity of the publishing process; a new one begins at sequence 1 again.
-        sequence: of this event; a heartbeat repeats the last one, so that a lost last event shows.
+        sequence: of this event, or of the last one, so that the loss of a last event shows.
         topic: what it is about.
         body: the event's body.
     """

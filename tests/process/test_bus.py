@@ -23,9 +23,9 @@ import zmq.asyncio
 from common import paths
 from common.bus import service as bus_service
 from common.bus.client import BusClient
-from common.bus.events import Publisher, Received, Resync, Subscriber
+from common.bus.events import REPEATS_S, Publisher, Received, Resync, Subscriber
 from common.bus.server import MAX_RUNNING, BusServer
-from common.bus.wire import MAX_MESSAGE, VERSION, Call, Empty, Event, Reply, Verb, decode, encode
+from common.bus.wire import MAX_MESSAGE, VERSION, Call, Empty, Event, News, Reply, Verb, decode, encode
 from common.errors import (
     AlreadyExistsError,
     BugError,
@@ -302,6 +302,37 @@ async def test_events_arrive_in_order_and_a_restart_shows() -> None:
         with running():
             await reached(bus)
             assert await anext(news) == Resync(service=SERVICE)
+
+
+@in_event_loop
+async def test_whoever_subscribes_later_hears_at_once_where_it_stands() -> None:
+    with running():
+        async with BusClient() as bus, Subscriber([SERVICE]) as first:
+            await reached(bus)
+            assert await anext(first) == Resync(service=SERVICE)
+            async with Subscriber([SERVICE]) as second:
+                assert await anext(second) == Resync(service=SERVICE)
+
+
+@in_event_loop
+async def test_the_number_of_a_last_event_is_repeated_and_nothing_without_one() -> None:
+    """Whoever lost the event learns it from the repeat; where nothing happens nobody is woken up."""
+    with running():
+        async with BusClient() as bus:
+            await reached(bus)
+            context = zmq.asyncio.Context()
+            with context, context.socket(zmq.SUB) as socket:
+                socket.setsockopt(zmq.SUBSCRIBE, b"")
+                socket.connect(f"ipc://{paths.bus_dir()}/{SERVICE}.events")
+                greeting = decode(await socket.recv(), News)
+                assert not await socket.poll(3 * 1000 * REPEATS_S[0])
+                await bus.call(SERVICE, SAY, Word(word="a"), timeout_s=5)
+                event, repeat = [decode(await socket.recv(), News) for _ in range(2)]
+            assert [(news.topic, news.sequence) for news in (greeting, event, repeat)] == [
+                ("", 0),
+                (SAID.topic, 1),
+                ("", 1),
+            ]
 
 
 def _wait_for_end(pid: int) -> None:
