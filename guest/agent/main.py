@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 def main() -> None:
     """Be PID 1. If this ends, the kernel panics and the VM with it."""
     system.mount_basics()
-    system.open_console()
+    has_console = system.open_console()
     reactor = Reactor()
     uevents = ports.Uevents(reactor)
     modules.load("boot")
+    if not has_console:
+        system.open_console()
     system.prepare_for_containers()
     found = ports.Ports()
     streams = StreamPorts(ports.SerialPorts(reactor, found).find)

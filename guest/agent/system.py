@@ -31,13 +31,25 @@ def mount_basics() -> None:
     kernel.mount("dev", "/dev", "devtmpfs", kernel.MS_NOSUID)
 
 
-def open_console() -> None:
-    """Make the console our standard streams."""
-    console = posix.open(_CONSOLE, posix.O_RDWR | posix.O_NOCTTY)
+def open_console() -> bool:
+    """Make the console our standard streams, or nothing if there is no console; return which of them it is.
+
+    A console of virtio is there once its module is loaded.
+    """
+    try:
+        console = posix.open(_CONSOLE, posix.O_RDWR | posix.O_NOCTTY)
+    except OSError:
+        _become_streams(posix.open("/dev/null", posix.O_RDWR))
+        return False
+    _become_streams(console)
+    return True
+
+
+def _become_streams(opened: int) -> None:
     for descriptor in (0, 1, 2):
-        posix.dup2(console, descriptor)
-    if console > 2:
-        posix.close(console)
+        posix.dup2(opened, descriptor)
+    if opened > 2:
+        posix.close(opened)
 
 
 def prepare_for_containers() -> None:

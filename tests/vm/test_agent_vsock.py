@@ -77,6 +77,12 @@ def test_conversations_are_independent(sandbox: GuestSandbox) -> None:
             assert reply.status == SERVING
 
 
+def test_a_guest_needs_no_console(image: Image) -> None:
+    with GuestVm(image.vmlinux, image.initrd, has_vsock=True, parameters="8250.nr_uarts=0") as vm, vm.connect() as agent:
+        assert agent.call(HEALTH_SERVICE, "Check", CheckRequest(), HealthCheckResponse).status == SERVING
+        assert "agent is up" not in vm.console()
+
+
 def test_only_root_of_the_host_is_listened_to_if_the_command_line_says_so(image: Image) -> None:
     """The device's first client gets a port that anybody can have, the second one of root's."""
     with GuestVm(image.vmlinux, image.initrd, has_vsock=True, parameters=RESERVED_PARAMETER) as vm:
