@@ -78,7 +78,8 @@ def test_conversations_are_independent(sandbox: GuestSandbox) -> None:
 
 
 def test_a_guest_needs_no_console(image: Image) -> None:
-    with GuestVm(image.vmlinux, image.initrd, has_vsock=True, parameters="8250.nr_uarts=0") as vm, vm.connect() as agent:
+    no_serial_port = "8250.nr_uarts=0"
+    with GuestVm(image.vmlinux, image.initrd, has_vsock=True, parameters=no_serial_port) as vm, vm.connect() as agent:
         assert agent.call(HEALTH_SERVICE, "Check", CheckRequest(), HealthCheckResponse).status == SERVING
         assert "agent is up" not in vm.console()
 
