@@ -45,6 +45,9 @@ VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 BUSYBOX = Path("/bin/busybox")
 NO_STATUS = 124
 
+_SILENCE_S = 120
+"""How long a guest of the emulated host may print nothing before its KVM counts as broken."""
+
 _MODULES = (
     *("virtio_pci", "virtio_console", "virtiofs", "overlay", "loop", "erofs", "kvm_amd", "vhost_vsock", "vhost_net"),
     *("tun", "veth", "bridge", "dm_mod", "dm_thin_pool", "dm_snapshot"),
@@ -99,7 +102,8 @@ def _script(command: list[str]) -> str:
     """Return what is run: the command, in this directory and with our environment."""
     variables = (f"export {name}={shlex.quote(value)}" for name, value in os.environ.items() if name.isidentifier())
     here = shlex.quote(str(Path.cwd()))
-    return "\n".join([*variables, "ip link set lo up", f"cd {here}", f"exec {shlex.join(command)}\n"])
+    patience = f"export PYKATA_PROBE_SILENCE_S={_SILENCE_S}"
+    return "\n".join([*variables, patience, "ip link set lo up", f"cd {here}", f"exec {shlex.join(command)}\n"])
 
 
 def _write_initrd(work: Path) -> None:

@@ -195,8 +195,8 @@ class Server:
         asyncio.get_running_loop().call_soon(self._tell, source, name, None)  # after the answer: it may be the last
 
     async def _print(self, text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        with suppress(BlockingIOError):  # what does not fit is lost, as the real one loses it
+            os.write(sys.stdout.fileno(), text.encode())
 
     async def _garble(self) -> None:
         self._write_event('{\n  "timestamp": {\n    "secs": 1,\n    "na')

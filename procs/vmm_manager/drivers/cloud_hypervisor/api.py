@@ -81,9 +81,11 @@ class Api:
         return await self._request("PUT", what, body, timeout_s)
 
     async def ping(self, *, timeout_s: float) -> str:
-        """Wait until it answers; return its version."""
+        """Wait until it answers; return its version. Raises as :meth:`put` does."""
         answer = await self._request("GET", "vmm.ping", None, timeout_s)
-        return str(answer.get("version") or answer.get("build_version"))
+        if not isinstance(answer, dict) or "version" not in answer:
+            raise HypervisorError(f"what listens is no Cloud Hypervisor: it says {readable(str(answer))[:100]}")
+        return str(answer["version"])
 
     async def settle(self) -> None:
         """Wait until what it has begun with devices is done.

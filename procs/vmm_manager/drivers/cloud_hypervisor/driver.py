@@ -17,7 +17,7 @@ from common.services.channel import HybridVsock
 from common.services.vmm import BlockSpec, ShareSpec, Vm
 from procs.vmm_manager.drivers import Capabilities
 from procs.vmm_manager.drivers.cloud_hypervisor import requests, topology
-from procs.vmm_manager.drivers.cloud_hypervisor.api import Api
+from procs.vmm_manager.drivers.cloud_hypervisor.api import Api, is_refusal
 from procs.vmm_manager.drivers.cloud_hypervisor.events import EventStream
 from procs.vmm_manager.drivers.cloud_hypervisor.machine import ClhMachine
 from procs.vmm_manager.drivers.cloud_hypervisor.versions import features_of
@@ -144,9 +144,10 @@ async def _explained(err: KataError, process: Process, config: ClhConfig) -> Kat
     """Return why a start failed, with what Cloud Hypervisor printed, which is more if it has ended."""
     if isinstance(err, UnsupportedError):
         return err
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_LAST_WORDS_S):
-            await process.wait()
+    if not is_refusal(err):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await process.wait()
     what = err.message if process.is_running else "Cloud Hypervisor ended before it ran"
     said = process.output.tail().strip() or "it said nothing"
     return HypervisorError(

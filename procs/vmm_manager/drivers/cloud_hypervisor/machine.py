@@ -7,7 +7,7 @@ without its devices and its containers: so the VM is ended then.
 
 from __future__ import annotations
 
-from contextlib import suppress
+import asyncio
 from typing import TYPE_CHECKING
 
 from common import log
@@ -18,7 +18,6 @@ from procs.vmm_manager.drivers.cloud_hypervisor.versions import features_of
 from procs.vmm_manager.drivers.daemons import Daemons
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from common.config import ClhConfig
@@ -134,7 +133,6 @@ class ClhMachine:
     async def _close_at_end(self, follower: asyncio.Task[None]) -> None:
         await self._process.wait()
         follower.cancel()
-        with suppress(BaseException):
-            await follower
+        await asyncio.wait([follower])
         self._events.close()
         self._console.close()
