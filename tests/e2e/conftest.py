@@ -14,6 +14,7 @@ from common.testing.stack import RUNTIME, Stack
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
+    from pathlib import Path
 
 
 _BOOT_TIMEOUT_S = 120
@@ -21,9 +22,10 @@ _BOOT_TIMEOUT_S = 120
 
 
 @pytest.fixture(scope="session")
-def host() -> Iterator[Stack]:
+def host(pytestconfig: pytest.Config) -> Iterator[Stack]:
     """A running host, shared by the worker's tests; fails the last of them if it leaves something behind."""
-    with Stack() as stack:
+    containerd: Path | None = pytestconfig.getoption("containerd")
+    with Stack(containerd=containerd and containerd.resolve()) as stack:
         yield stack
     assert stack.left_behind == []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from common.protocols.events import TaskExit
@@ -9,6 +11,7 @@ from common.testing.containers import attached, execute, running, status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import psutil
 
@@ -56,15 +59,38 @@ def test_virtiofsd_is_killed(stack: Stack) -> None:
 
 def test_the_agent_is_killed(stack: Stack) -> None:
     # No signal from a container reaches the agent, which is process 1 of the guest; what ends it is a panic.
-    with running(stack, "exec sleep 1000", "--privileged") as name:
+    with running(stack, "exec sleep 1000", "--privileged") as name, stack.new_lines("containerd.log") as lines:
         crashed = execute(stack, name, "sh", "-c", _CRASH)
         assert crashed.returncode == 137
         assert status(stack, name) == "STOPPED"
         refused = execute(stack, name, "true")
         assert refused.returncode == 1
         assert b"cannot exec in a stopped state" in refused.stderr
+        said = next(line for line in lines if "the VM ended by itself" in line)
+        assert "Kernel panic - not syncing: sysrq triggered crash" in said
         stack.ctr("task", "rm", name)
         assert stack.remains() == []
+
+
+def test_the_hosts_disk_is_full(stack: Stack, runtime: str, tmp_path: Path) -> None:
+    """Who writes is told, and all else goes on."""
+    with full(tmp_path) as disk:
+        mount = ("--mount", f"type=bind,src={disk},dst=/data,options=rbind:rw")
+        with running(stack, "exec sleep 1000", *mount, runtime=runtime) as name:
+            refused = execute(stack, name, "dd", "if=/dev/zero", "of=/data/file", "bs=64k", "count=64")
+            assert refused.returncode == 1
+            assert b"No space left on device" in refused.stderr
+            assert execute(stack, name, "echo", "on").stdout == b"on\n"
+
+
+@contextmanager
+def full(directory: Path) -> Iterator[Path]:
+    """A file system with little space."""
+    subprocess.run(["/bin/mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", directory], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["/bin/umount", directory], check=True)
 
 
 def test_the_guest_hangs(stack: Stack) -> None:

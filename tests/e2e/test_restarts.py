@@ -17,6 +17,8 @@ from common.testing.stack import DEVICE_MANAGER, IMAGE, RUNTIME
 if TYPE_CHECKING:
     from common.testing.stack import Stack
 
+pytestmark = pytest.mark.containerd
+
 _PROGRAMS = ("vmm-manager-qemu", DEVICE_MANAGER, "monitor", "shim-host")
 _ECHO = 'while read line; do echo "got $line"; done; exit 5'
 

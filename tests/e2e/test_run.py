@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from common.testing.stack import Stack
 
 
+pytestmark = pytest.mark.containerd
+
+
 def test_runs_another_kernel(stack: Stack) -> None:
     inside = run(stack, "uname -r").stdout.decode().strip()
     assert inside

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from common.testing.containers import execute, new_name, running, status
 from common.testing.stack import IMAGE
 
 if TYPE_CHECKING:
     from common.testing.stack import Stack
+
+
+pytestmark = pytest.mark.containerd
 
 
 def test_pause_and_resume(stack: Stack, runtime: str) -> None:

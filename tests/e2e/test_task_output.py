@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from common.protocols.events import Envelope
     from common.testing.stack import Stack
 
+pytestmark = pytest.mark.containerd
+
 LOGGER = """#!/bin/sh
 exec 5>&-
 cat <&3 > {directory}/out &

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from common.testing.containers import attached, execute, running, status
 
 if TYPE_CHECKING:
@@ -11,6 +13,9 @@ if TYPE_CHECKING:
 
     from common.protocols.events import Envelope
     from common.testing.stack import Stack
+
+
+pytestmark = pytest.mark.containerd
 
 
 def test_exec_has_its_own_streams_and_status(stack: Stack, runtime: str) -> None:

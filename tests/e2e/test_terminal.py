@@ -13,6 +13,8 @@ import termios
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import pytest
+
 from common.testing.containers import new_name, running
 from common.testing.stack import IMAGE
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from common.testing.stack import Stack
+
+pytestmark = pytest.mark.containerd
 
 _TIMEOUT_S = 150.0
 _ROWS, _COLUMNS = 30, 100

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
 
 from common.errors import GuestError, NotFoundError
+from common.linux import identity
 from common.protocols import task
 from common.testing.shim_client import KILLED, Shim, started
 from common.testing.shim_stand import stand_test
+from procs.shim import record
 
 if TYPE_CHECKING:
     from common.testing.shim_stand import ShimStand
@@ -113,3 +117,34 @@ async def test_a_signal_does_not_end_the_shim(stand: ShimStand) -> None:
     shim = await started(stand)
     os.kill(stand.shim_pid, 15)
     assert await shim.create("true") > 0
+
+
+@stand_test
+async def test_what_an_earlier_boot_left_is_cleared_and_its_pids_mean_nobody(stand: ShimStand) -> None:
+    """The run directory is on a disk, and the host was switched off under a container."""
+    bystander = await asyncio.create_subprocess_exec("sleep", "1000")
+    try:
+        leave_behind(stand, bystander.pid)
+        shim = await started(stand)
+        assert not (stand.sandbox_dir / "vm/old").exists()
+        await shim.create("true")
+        await shim.delete()
+        await shim.shutdown()
+        await stand.wait_shim_gone()
+        leave_behind(stand, bystander.pid)
+        assert (await stand.delete()).returncode == 0
+        assert stand.leftovers() == []
+        assert bystander.returncode is None
+    finally:
+        bystander.kill()
+        assert await bystander.wait() == -signal.SIGKILL
+
+
+def leave_behind(stand: ShimStand, pid: int) -> None:
+    """Make what a shim of another boot had, whose pid is somebody else's now."""
+    (stand.sandbox_dir / "vm").mkdir(parents=True)
+    (stand.sandbox_dir / "vm/old").touch()
+    record.write(stand.id, namespace="test", bundle=str(stand.bundle), socket=str(stand.root / "old.sock"))
+    path = stand.sandbox_dir / record.FILE
+    ours = {"pid": pid, "start_time": identity.start_time(pid), "boot_id": "another"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **ours}))

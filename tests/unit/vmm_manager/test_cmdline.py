@@ -112,9 +112,34 @@ def test_virtiofsd_is_as_isolated_as_the_root_allows(mountinfo: list[str], sandb
 
 
 def test_a_path_with_what_libfuse_splits_at_is_one_source() -> None:
-    arguments = virtiofsd.argv(QemuConfig(), "/a,b\\c", 9, sandbox="namespace")
+    arguments = virtiofsd.argv(QemuConfig(), "/a,b\\c", 9, sandbox="namespace", is_rust=False)
     assert values(arguments, "-o")[0] == "source=/a\\,b\\\\c"
     assert "--fd=9" in arguments
+
+
+def test_virtiofsd_in_rust_has_arguments_of_its_own() -> None:
+    config = QemuConfig(virtio_fs_cache="none", virtio_fs_extra_args=("--thread-pool-size=1",))
+    assert virtiofsd.argv(config, "/a,b", 9, sandbox="chroot", is_rust=True)[1:] == [
+        "--fd=9",
+        "--shared-dir=/a,b",
+        "--cache=never",
+        "--sandbox=chroot",
+        "--log-level=error",
+        "--thread-pool-size=1",
+    ]
+
+
+def test_no_cache_has_a_name_in_each_virtiofsd() -> None:
+    c = virtiofsd.argv(QemuConfig(virtio_fs_cache="never"), "/a", 9, sandbox="chroot", is_rust=False)
+    assert "cache=none" in values(c, "-o")
+
+
+def test_virtiofsd_says_which_one_it_is(tmp_path: Path) -> None:
+    assert not virtiofsd.is_rust("/usr/lib/qemu/virtiofsd")
+    program = tmp_path / "virtiofsd"
+    program.write_text("#!/bin/sh\necho virtiofsd 1.13.0\n")
+    program.chmod(0o755)
+    assert virtiofsd.is_rust(str(program))
 
 
 @pytest.mark.parametrize(("kind", "option"), [("hmp", "-monitor"), ("qmp", "-qmp"), ("qmp-pretty", "-qmp-pretty")])
