@@ -2,7 +2,7 @@
 
 ::
 
-    containerd --ttrpc--> shim --bus--> vmm-manager --QMP--> QEMU
+    containerd --ttrpc--> shim --bus--> vmm-manager --QMP or REST--> QEMU, Cloud Hypervisor, Firecracker
                             |             ^
                             +----bus----> device-manager
     Prometheus --HTTP--> monitor --bus--> every service

@@ -23,7 +23,7 @@ SHIM_SOCKETS = Path("/run/containerd/s")
 """Where the shims of every containerd listen."""
 
 _KILL_TIMEOUT_S = 10.0
-_OF_CONTAINERS = ("containerd-shim", "qemu", "virtiofsd")
+_OF_CONTAINERS = ("containerd-shim", "qemu", "cloud-hypervisor", "firecracker", "virtiofsd")
 
 
 @dataclass(frozen=True, kw_only=True)

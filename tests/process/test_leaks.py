@@ -67,7 +67,8 @@ def test_everything_that_a_container_leaves_is_found_and_removed(footprint: Foot
     left = [f"sandbox directory {sandbox}", f"cgroup {sandbox}", leave_mount(root)]
     left += [leave_socket(str(footprint.address), sandbox), leave_bundle(root, sandbox)]
     with ExitStack() as stack:
-        left += [stack.enter_context(running(name, root, root)) for name in ("containerd-shim", "qemu", "virtiofsd")]
+        names = ("containerd-shim", "qemu", "cloud-hypervisor", "firecracker", "virtiofsd")
+        left += [stack.enter_context(running(name, root, root)) for name in names]
         assert sorted(footprint.of_containers()) == sorted(left)
         service = stack.enter_context(running("service", root, root))
         assert sorted(footprint.everything()) == sorted([*left, service])
