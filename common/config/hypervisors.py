@@ -59,6 +59,11 @@ class HypervisorSection(msgspec.Struct, frozen=True, kw_only=True, tag_field="hy
         """The section's name, which is the hypervisor's everywhere."""
         return str(self.__struct_config__.tag)
 
+    @property
+    def can_share(self) -> bool:
+        """Whether this hypervisor shares directories of the host with its guest."""
+        return False
+
 
 class VirtioFsSection(HypervisorSection, frozen=True, kw_only=True):
     """What the section of a hypervisor has that shares directories with its guest."""
@@ -66,6 +71,11 @@ class VirtioFsSection(HypervisorSection, frozen=True, kw_only=True):
     virtio_fs_daemon: str = "/usr/libexec/virtiofsd"
     virtio_fs_cache: str = "auto"
     virtio_fs_extra_args: tuple[str, ...] = ()
+
+    @property
+    def can_share(self) -> bool:
+        """That it does."""
+        return True
 
 
 class QemuConfig(VirtioFsSection, frozen=True, kw_only=True, tag="qemu"):

@@ -165,6 +165,7 @@ class PresentDevice(msgspec.Struct, frozen=True, kw_only=True):
     slot: int
     serial: str
     pci_path: str = ""
+    storage_options: str = ""
     spec: DeviceSpec | None = None
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from common import status
 from common.channel import BY_CALL, HEADER, MAX_CHUNK, NO_STREAM, StreamDecoder
-from common.protocols import agent
+from common.protocols import agent, guest
 from common.protocols.stats import StatsContainerResponse
 from common.ttrpc import frames
 
@@ -135,6 +135,7 @@ class FakeGuest:
             "ReadStderr": (agent.ReadStreamRequest, self._reads("stderr")),
             "CreateSandbox": (agent.CreateSandboxRequest, self._nothing),
             "DestroySandbox": (agent.Empty, self._nothing),
+            "CopyFile": (guest.CopyFileRequest, self._nothing),
             "CreateContainer": (agent.CreateContainerRequest, self._create),
             "StartContainer": (agent.ContainerRequest, self._start),
             "PauseContainer": (agent.ContainerRequest, self._signals(signal.SIGSTOP)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +12,9 @@ import msgspec
 from qemu.qmp import QMPClient
 
 from common import paths
+from common.config import BlockDriver
 from common.linux import identity
+from common.services.channel import HybridVsock
 from common.testing.fake_qemu.__main__ import CONTROL_SOCKET
 from common.testing.vmms import FakeVmm
 
@@ -70,24 +73,20 @@ class Qemu(FakeVmm):
         return await self._client.execute(command, arguments)
 
 
-class CloudHypervisor(FakeVmm):
-    """The fake Cloud Hypervisor; its control socket takes a JSON object a line."""
-
-    hypervisor = "clh"
-    module = "common.testing.fake_cloud_hypervisor"
-    config: ClassVar[dict[str, object]] = {"initrd": "", "kernel": __file__}
-    adds: ClassVar[tuple[str, ...]] = ("vm.add-disk",)
-    removes = "vm.remove-device"
-    tells = "device-removed"
-    bus = "segment0"
+class _Lines(FakeVmm):
+    """A fake whose control socket takes a JSON object a line."""
 
     def __init__(self) -> None:
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter | None = None
 
+    def directory(self, vm: Vm) -> Path:
+        """Return where the control socket is."""
+        return Path(paths.vm_dir(vm.sandbox_id))
+
     async def connect(self, vm: Vm) -> None:
         """See :class:`Vmm`."""
-        path = f"{paths.vm_dir(vm.sandbox_id)}/{CONTROL_SOCKET}"
+        path = f"{self.directory(vm)}/{CONTROL_SOCKET}"
         self._reader, self._writer = await asyncio.open_unix_connection(path, limit=1 << 20)
 
     async def close(self) -> None:
@@ -116,6 +115,24 @@ class CloudHypervisor(FakeVmm):
         devices, files = await self.ask("has")
         return set(devices), {Path(file).name for file in files}
 
+    async def ask(self, demand: str, **arguments: object) -> Any:  # noqa: ANN401 - JSON
+        """Have a demand carried out."""
+        assert self._writer is not None, "not connected"
+        self._writer.write(json.dumps({"demand": demand, **arguments}).encode() + b"\n")
+        return json.loads(await self._reader.readline())
+
+
+class CloudHypervisor(_Lines):
+    """The fake Cloud Hypervisor."""
+
+    hypervisor = "clh"
+    module = "common.testing.fake_cloud_hypervisor"
+    config: ClassVar[dict[str, object]] = {"initrd": "", "kernel": __file__}
+    adds: ClassVar[tuple[str, ...]] = ("vm.add-disk",)
+    removes = "vm.remove-device"
+    tells = "device-removed"
+    bus = "segment0"
+
     async def garble(self) -> None:
         """Have half a record on the event stream, as if it had been full."""
         await self.ask("garble")
@@ -128,15 +145,49 @@ class CloudHypervisor(FakeVmm):
         """Have the guest print something."""
         await self.ask("print", text=text)
 
-    async def ask(self, demand: str, **arguments: object) -> Any:  # noqa: ANN401 - JSON
-        """Have a demand carried out."""
-        assert self._writer is not None, "not connected"
-        self._writer.write(json.dumps({"demand": demand, **arguments}).encode() + b"\n")
-        return json.loads(await self._reader.readline())
+
+class Firecracker(_Lines):
+    """The fake Firecracker, without a jailer, with disks on PCI. Its guest is not asked: it must have let go before."""
+
+    hypervisor = "firecracker"
+    module = "common.testing.fake_firecracker"
+    config: ClassVar[dict[str, object]] = {
+        "jailer_path": "",
+        "kernel": sys.executable,  # it has to be ELF
+        "initrd": __file__,
+        "block_device_driver": BlockDriver.VIRTIO_BLK,
+    }
+    adds: ClassVar[tuple[str, ...]] = ("PUT /drives",)
+    removes = "DELETE /drives"
+    tells = ""
+    bus = "pci"
+    arguments: ClassVar[tuple[str, ...]] = ("--as-version", "1.16.1")
+    waits_for_guest = False
+
+    def directory(self, vm: Vm) -> Path:
+        """Return the jail's root."""
+        assert isinstance(vm.channel, HybridVsock)
+        return Path(vm.channel.socket).parent
 
 
-Fake = Qemu | CloudHypervisor
-FAKES: dict[str, type[Fake]] = {kind.hypervisor: kind for kind in (Qemu, CloudHypervisor)}
+class OlderFirecracker(Firecracker):
+    """One that can only exchange what is behind placeholders."""
+
+    config: ClassVar[dict[str, object]] = {**Firecracker.config, "block_device_driver": BlockDriver.VIRTIO_MMIO}
+    adds: ClassVar[tuple[str, ...]] = ("PATCH /drives",)
+    removes = "PATCH /drives"
+    bus = "placeholders"
+    driver = BlockDriver.VIRTIO_MMIO
+    arguments: ClassVar[tuple[str, ...]] = ("--as-version", "1.12.1")
+
+
+Fake = Qemu | CloudHypervisor | Firecracker
+FAKES: dict[str, type[Fake]] = {
+    "qemu": Qemu,
+    "clh": CloudHypervisor,
+    "firecracker": Firecracker,
+    "firecracker-1.12": OlderFirecracker,
+}
 
 
 def trust_kvm(directory: Path) -> None:

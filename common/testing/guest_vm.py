@@ -180,6 +180,12 @@ class GuestVm:
             device = {**where, "id": f"d{serial}", "drive": f"n{serial}", "serial": serial}
             _execute(qmp, "device_add", device)
 
+    def resize_disk(self, serial: str, size: int) -> None:
+        """Give a disk another size, in bytes, and tell the guest."""
+        with self._open("qmp") as qmp:
+            _execute(qmp, "qmp_capabilities")
+            _execute(qmp, "block_resize", {"node-name": f"n{serial}", "size": size})
+
     def unplug_disk(self, serial: str) -> None:
         """Remove a disk and wait until the guest has let go."""
         with self._open("qmp") as qmp:

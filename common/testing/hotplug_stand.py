@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from common import paths
 from common.bus.client import BusClient
 from common.linux import cgroup
-from common.services.vmm import BlockSpec
+from common.services.vmm import BlockDriver, BlockSpec
 from common.testing.device_stand import DeviceManager
 from common.testing.fake_vmms import FAKES, Fake, trust_kvm
 from common.testing.isolation import run_dir
@@ -60,24 +60,24 @@ class HotplugStand(Generic[V]):
 
     def disk(self, name: str) -> BlockSpec:
         """Return what describes a disk, and make its file."""
-        return disk(name)
+        return disk(name, self.vmm.driver)
 
 
 FakeStand = HotplugStand[Fake]
 
 
-def disk(name: str) -> BlockSpec:
+def disk(name: str, driver: BlockDriver = BlockDriver.VIRTIO_BLK) -> BlockSpec:
     """Return what describes a disk in the run directory, and make its file."""
     file = Path(paths.run_dir()) / name
     file.write_bytes(bytes(1 << 20))
-    return BlockSpec(source=str(file))
+    return BlockSpec(source=str(file), driver=driver)
 
 
 def plugging(fake: str = "qemu", *arguments: str) -> AbstractAsyncContextManager[FakeStand]:
     """Provide a sandbox with a VM of a fake hypervisor, and end all of it.
 
     Args:
-        fake: whose.
+        fake: which, a name of ``FAKES``.
         arguments: what it is started with beside what the VM manager says.
     """
     return plugging_into(FAKES[fake], *arguments)

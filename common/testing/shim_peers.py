@@ -89,7 +89,7 @@ class FakeVmManager:
         _put_into_cgroup(self.process.pid, request.sandbox_id)
         self._vm = vmm.Vm(
             sandbox_id=request.sandbox_id,
-            hypervisor="qemu",
+            hypervisor=request.config.name,
             version="0",
             accelerator="tcg",
             process=ProcessIdentity(

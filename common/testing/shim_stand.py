@@ -23,6 +23,7 @@ import toml
 from common import paths
 from common.bus.events import Publisher
 from common.bus.server import BusServer
+from common.config import HYPERVISORS
 from common.linux import cgroup, mounts
 from common.protocols import task
 from common.services import device, vmm
@@ -88,11 +89,12 @@ class ShimStand:
         await self._stack.__aenter__()
         await self._stack.enter_async_context(self._group)
         await self.containerd.listen(self._group)
-        manager, devices = BusServer(vmm.service_name("qemu")), BusServer(device.SERVICE)
-        self.vms.register(manager)
+        managers, devices = [BusServer(vmm.service_name(name)) for name in HYPERVISORS], BusServer(device.SERVICE)
+        for manager in managers:
+            self.vms.register(manager)
         self.devices.register(devices)
-        await self._stack.enter_async_context(manager)
-        await self._stack.enter_async_context(devices)
+        for server in (*managers, devices):
+            await self._stack.enter_async_context(server)
         await self._stack.enter_async_context(self._publishing)
         await self.restart_publisher()
         self._write_files()

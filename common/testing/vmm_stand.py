@@ -25,7 +25,7 @@ from common import paths
 from common.bus.client import BusClient
 from common.bus.events import Received, Subscriber
 from common.bus.wire import Empty
-from common.config import ClhConfig, ExtraMonitor, QemuConfig
+from common.config import ClhConfig, ExtraMonitor, FirecrackerConfig, HypervisorConfig, QemuConfig, VirtioFsSection
 from common.errors import InterruptedCallError, UnavailableError
 from common.services import vmm
 from common.testing.guest_door import wait_agent
@@ -37,24 +37,32 @@ if TYPE_CHECKING:
 
 SERVICE = vmm.service_name("qemu")
 MEMORY_MIB = 384
-_CONFIGS: dict[str, type[QemuConfig | ClhConfig]] = {"qemu": QemuConfig, "clh": ClhConfig}
+_CONFIGS: dict[str, type[HypervisorConfig]] = {
+    "qemu": QemuConfig,
+    "clh": ClhConfig,
+    "firecracker": FirecrackerConfig,
+}
 _BUSES = {
     ("qemu", vmm.BusKind.PCI): "bridge0",
     ("qemu", vmm.BusKind.SCSI): "scsi0.0",
     ("clh", vmm.BusKind.PCI): "segment0",
+    ("firecracker", vmm.BusKind.PCI): "pci",
+    ("firecracker", vmm.BusKind.MMIO): "placeholders",
+    ("firecracker", vmm.BusKind.MMIO_READ_ONLY): "read-only-placeholders",
 }
 _TIMEOUT_S = 60.0
 
 
-def config(hypervisor: str = "qemu", **changes: Any) -> QemuConfig | ClhConfig:  # noqa: ANN401 - fields of either
+def config(hypervisor: str = "qemu", **changes: Any) -> HypervisorConfig:  # noqa: ANN401 - fields of any of them
     """Return a configuration that works, with changes."""
     works: dict[str, Any] = {
         "kernel": str(GUEST / "vmlinux"),
         "initrd": str(GUEST / "initrd.img"),
         "default_memory": MEMORY_MIB,
-        "virtio_fs_daemon": VIRTIOFSD,
         "enable_debug": True,
     }
+    if issubclass(_CONFIGS[hypervisor], VirtioFsSection):
+        works["virtio_fs_daemon"] = VIRTIOFSD
     if hypervisor == "qemu":
         works["extra_monitor_socket"] = ExtraMonitor.QMP
     return _CONFIGS[hypervisor](**{**works, **changes})

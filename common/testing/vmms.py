@@ -6,6 +6,7 @@ import sys
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
+from common.config import BlockDriver
 from common.testing.device_stand import REMOVAL_TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -23,12 +24,16 @@ class Vmm(ABC):
         config: changes to a configuration that works.
         bus: where it plugs.
         removal_timeout_s: how long its guest may take to let a device go.
+        driver: how its guest drives disks.
+        waits_for_guest: whether a device goes when the guest lets it go, and not when that is asked for.
     """
 
     hypervisor: ClassVar[str]
     config: ClassVar[dict[str, object]] = {}
     bus: ClassVar[str]
     removal_timeout_s: ClassVar[float]
+    driver: ClassVar[BlockDriver] = BlockDriver.VIRTIO_BLK
+    waits_for_guest: ClassVar[bool] = True
 
     @classmethod
     @abstractmethod
@@ -61,12 +66,14 @@ class FakeVmm(Vmm):
 
     Attributes:
         module: the program.
+        arguments: what it is started with before all else.
         adds: the commands that plug a disk, in order.
         removes: the command that asks for a removal.
         tells: the event that confirms one.
     """
 
     module: ClassVar[str]
+    arguments: ClassVar[tuple[str, ...]] = ()
     adds: ClassVar[tuple[str, ...]]
     removes: ClassVar[str]
     tells: ClassVar[str]
@@ -76,7 +83,7 @@ class FakeVmm(Vmm):
     def install(cls, directory: Path, *arguments: str) -> str:
         """See :class:`Vmm`."""
         program = directory / cls.hypervisor
-        command = " ".join([sys.executable, "-P", "-m", cls.module, *arguments])
+        command = " ".join([sys.executable, "-P", "-m", cls.module, *cls.arguments, *arguments])
         program.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         program.chmod(0o700)
         return str(program)

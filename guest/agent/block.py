@@ -3,10 +3,15 @@
 A slot may be used again, and a name like ``/dev/vda`` is the first free one; neither says which disk it is. Both are
 looked at, and only a disk with the right serial counts. A host that gives no serial (upstream's) has only the place.
 
+Some hypervisors tell a guest nothing of what comes and goes on PCI. There it has to look itself, and to let a device go
+before it is taken away; one that was taken away before is dead, and hides what comes into its slot next. A dead disk
+must not even be asked for its serial or removed: there would never be an answer (docs/hypervisors/firecracker.md).
+
 ::
 
     /sys/devices/pci0000:00/0000:00:04.0/0000:01:01.0/virtio3/block/vda      PCI path 04/01
     /sys/bus/scsi/devices/2:0:0:5/block/sda                                  SCSI address 0:5
+    /sys/block/vda                                                           a drive that is never unplugged
 
 Sources: Documentation/ABI/stable/sysfs-block of Linux (``serial``), Documentation/scsi/scsi_mid_low_api.rst (``scan``,
 ``delete``), SPC-4 7.8.15 for the unit serial number page: four bytes of header, then the serial.
@@ -14,10 +19,11 @@ Sources: Documentation/ABI/stable/sysfs-block of Linux (``serial``), Documentati
 
 from __future__ import annotations
 
+import errno
 import posix
 
 from common import status
-from guest.agent.files import read_bytes, write_text
+from guest.agent.files import read_bytes, read_text, write_text
 from guest.agent.rpc import RpcError
 
 TYPE_CHECKING = False
@@ -25,9 +31,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _PCI_ROOT = "/sys/devices/pci0000:00"
+_PCI_RESCAN = "/sys/bus/pci/rescan"
 _SCSI_DEVICES = "/sys/bus/scsi/devices"
 _SCSI_HOSTS = "/sys/class/scsi_host"
 _SERIAL_PAGE_HEADER = 4
+
+_found: dict[str, str] = {}
+"""The serial of the disk that was found last at each PCI path where nobody tells."""
 
 
 def find_by_pci_path(path: str, serial: str) -> str | None:
@@ -36,12 +46,60 @@ def find_by_pci_path(path: str, serial: str) -> str | None:
     Raises:
         RpcError: that is no PCI path.
     """
-    directory: str | None = _PCI_ROOT
-    for part in path.split("/"):
-        directory = _child(directory, f":{_slot(path, part)}") if directory else None
+    directory = _pci_device(path)
     device = _child(directory, "", "virtio") if directory else None
     name = _first(f"{device}/block") if device else None
     return _node(name, serial, _virtio_serial) if name else None
+
+
+def look_for_pci(path: str, serial: str) -> None:
+    """Have the kernel look for a disk that nobody has told it of.
+
+    Raises:
+        RpcError: that is no PCI path.
+        OSError: the kernel still has the disk that was there before, which is dead.
+    """
+    is_known = _pci_device(path) is not None
+    before = _found.get(path, serial)
+    if is_known and before != serial:
+        raise OSError(errno.EBUSY, f"disk {before} was taken from PCI slot {path} before it was let go")
+    if not is_known:
+        write_text(_PCI_RESCAN, "1")
+    _found[path] = serial
+
+
+def is_looked_for(path: str, serial: str) -> bool:
+    """Return whether :func:`look_for_pci` was about this disk.
+
+    Raises:
+        RpcError: that is no PCI path.
+    """
+    _pci_device(path)
+    return _found.get(path) == serial
+
+
+def let_go_of_pci(path: str) -> None:
+    """Have the kernel give up what is at a PCI path. The hypervisor takes it away without asking."""
+    device = _pci_device(path)
+    if device is not None:
+        write_text(f"{device}/remove", "1")
+    _found.pop(path, None)
+
+
+def find_by_serial(source: str, serial: str, sectors: str) -> str | None:
+    """Return the node of the virtio disk with a serial, or None if there is none (yet).
+
+    Args:
+        source: the node that the host supposes; it counts if there is no serial.
+        serial: of the disk.
+        sectors: its size; an exchanged disk has it when the kernel has heard. Empty if it does not count.
+    """
+    names = [name for name in _names("/sys/block") if name.startswith("vd")] if serial else [source.rpartition("/")[2]]
+    for name in names:
+        node = _node(name, serial, _virtio_serial)
+        if node is not None and (not sectors or read_text(f"/sys/block/{name}/size").strip() == sectors):
+            return node
+    return None
 
 
 def find_by_scsi_address(address: str, serial: str) -> str | None:
@@ -69,6 +127,14 @@ def let_go_of_scsi(node: str) -> None:
         write_text(f"/sys/block/{node.rpartition('/')[2]}/device/delete", "1")
     except FileNotFoundError:
         return  # it has gone already
+
+
+def _pci_device(path: str) -> str | None:
+    """Return the directory of what the kernel knows at a PCI path."""
+    directory: str | None = _PCI_ROOT
+    for part in path.split("/"):
+        directory = _child(directory, f":{_slot(path, part)}") if directory else None
+    return directory
 
 
 def _slot(path: str, part: str) -> str:

@@ -26,6 +26,8 @@ def main() -> None:
     reactor = Reactor()
     uevents = ports.Uevents(reactor)
     modules.load("boot")
+    if system.is_without_pci():
+        modules.load("mmio")
     if not has_console:
         system.open_console()
     system.prepare_for_containers()

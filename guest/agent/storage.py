@@ -3,8 +3,14 @@
 A device is hot-plugged while the guest boots, or just before it is to be mounted, so the guest may not have seen it
 yet: each attempt to mount that finds no device is repeated whenever the kernel has news of one, and never by time.
 
-Which drivers there are is a table. ``blk`` and ``scsi`` are named, and their sources written, as upstream's agent has
-them; the serial comes as a driver option, ``serial=<serial>``, which upstream's agent does not look at.
+Which drivers there are is a table. ``blk``, ``scsi`` and ``mmioblk`` are named, and their sources written, as
+upstream's agent has them. What else the host says comes as driver options, which upstream's agent does not look at:
+
+================  =====================================================================================================
+serial=<serial>   the disk's
+sectors=<number>  its size in sectors of 512 bytes (``mmioblk``)
+untold            the guest hears nothing of this disk: it has to look for it, and to let it go by itself (``blk``)
+================  =====================================================================================================
 """
 
 from __future__ import annotations
@@ -29,10 +35,9 @@ if TYPE_CHECKING:
 
     Done = Callable[[str], None]
 
-_SERIAL_OPTION = "serial="
 _DEVICE_TIMEOUT_S = 10
 
-_NOT_YET = {"virtio-fs": errno.EINVAL, "blk": errno.ENXIO, "scsi": errno.ENXIO}
+_NOT_YET = {"virtio-fs": errno.EINVAL, "blk": errno.ENXIO, "scsi": errno.ENXIO, "mmioblk": errno.ENXIO}
 """What mount(2) says of a device that is not complete: virtio_fs_get_tree (fs/fuse/virtio_fs.c) of a tag that it has
 not seen, and blkdev_get_no_open (block/bdev.c) of a disk whose node is there before it can be opened (block/genhd.c,
 device_add_disk). There will be news of it."""
@@ -49,7 +54,7 @@ class Driver:
     def look_for(self, storage: Storage) -> None:
         """Have the kernel look for the device, if it would not by itself."""
 
-    def source(self, storage: Storage, serial: str) -> str | None:
+    def source(self, storage: Storage) -> str | None:
         """Return what to mount, or None if it is not there yet.
 
         Raises:
@@ -57,7 +62,7 @@ class Driver:
         """
         raise NotImplementedError
 
-    def let_go(self, source: str) -> None:
+    def let_go(self, source: str, storage: Storage) -> None:
         """Give the device up, as far as the host cannot ask for that."""
 
 
@@ -70,7 +75,7 @@ class VirtioFs(Driver):
 
     keeps_writes = False
 
-    def source(self, storage: Storage, serial: str) -> str | None:
+    def source(self, storage: Storage) -> str | None:
         """Return the tag."""
         return storage.source
 
@@ -80,11 +85,40 @@ class Blk(Driver):
 
     module = "blk"
 
-    def source(self, storage: Storage, serial: str) -> str | None:
+    def look_for(self, storage: Storage) -> None:
+        """Rescan, if nobody tells."""
+        if _is_untold(storage):
+            from guest.agent import block
+
+            block.look_for_pci(storage.source, _option(storage, "serial"))
+
+    def source(self, storage: Storage) -> str | None:
         """Return the disk's node."""
         from guest.agent import block
 
+        serial = _option(storage, "serial")
+        if _is_untold(storage) and not block.is_looked_for(storage.source, serial):
+            return None  # what is there may be dead
         return block.find_by_pci_path(storage.source, serial)
+
+    def let_go(self, source: str, storage: Storage) -> None:
+        """Remove the device, if nobody asks for that."""
+        if _is_untold(storage):
+            from guest.agent import block
+
+            block.let_go_of_pci(storage.source)
+
+
+class MmioBlk(Driver):
+    """A virtio disk that has been there since the boot and whose content is exchanged, by serial and size."""
+
+    module = "blk"
+
+    def source(self, storage: Storage) -> str | None:
+        """Return the disk's node."""
+        from guest.agent import block
+
+        return block.find_by_serial(storage.source, _option(storage, "serial"), _option(storage, "sectors"))
 
 
 class Scsi(Driver):
@@ -98,13 +132,13 @@ class Scsi(Driver):
 
         block.scan_scsi(storage.source)
 
-    def source(self, storage: Storage, serial: str) -> str | None:
+    def source(self, storage: Storage) -> str | None:
         """Return the disk's node."""
         from guest.agent import block
 
-        return block.find_by_scsi_address(storage.source, serial)
+        return block.find_by_scsi_address(storage.source, _option(storage, "serial"))
 
-    def let_go(self, source: str) -> None:
+    def let_go(self, source: str, storage: Storage) -> None:
         """Delete the SCSI device."""
         from guest.agent import block
 
@@ -116,19 +150,26 @@ class Ephemeral(Driver):
 
     keeps_writes = False
 
-    def source(self, storage: Storage, serial: str) -> str | None:
+    def source(self, storage: Storage) -> str | None:
         """Return its name, which is only shown."""
         return storage.source
 
 
-DRIVERS: dict[str, Driver] = {"virtio-fs": VirtioFs(), "blk": Blk(), "scsi": Scsi(), "ephemeral": Ephemeral()}
+DRIVERS: dict[str, Driver] = {
+    "virtio-fs": VirtioFs(),
+    "blk": Blk(),
+    "scsi": Scsi(),
+    "mmioblk": MmioBlk(),
+    "ephemeral": Ephemeral(),
+}
 
 
 class Mounted:
     """A storage that is mounted."""
 
-    def __init__(self, mount_point: str, source: str, driver: Driver) -> None:
-        self.mount_point = mount_point
+    def __init__(self, storage: Storage, source: str, driver: Driver) -> None:
+        self.mount_point = storage.mount_point
+        self._storage = storage
         self._source = source
         self._driver = driver
 
@@ -139,7 +180,7 @@ class Mounted:
             OSError: something still uses it; the device stays the guest's.
         """
         kernel.unmount(self.mount_point)
-        self._driver.let_go(self._source)
+        self._driver.let_go(self._source, self._storage)
 
     def unmount_at_the_end(self) -> None:
         """See to it that the host has all that was written, whoever still uses it: the guest ends."""
@@ -184,14 +225,16 @@ class Storages:
             return
 
         def attempt() -> None:
-            source = driver.source(storage, _serial(storage))
+            source = driver.source(storage)
             error = None if source is None else _try_mount(source, storage)
             if source is None or error is None:
                 return
             timer.cancel()
             self._uevents.unlisten(attempt)
-            if not error:
-                mounted.append(Mounted(storage.mount_point, source, driver))
+            if error:
+                driver.let_go(source, storage)  # before the host hears that it was in vain and takes it away
+            else:
+                mounted.append(Mounted(storage, source, driver))
             done(error)
 
         def give_up() -> None:
@@ -216,16 +259,21 @@ def check(storages: list[Storage]) -> None:
             )
         if not storage.mount_point.startswith("/"):
             raise RpcError(status.INVALID_ARGUMENT, f"mount point {storage.mount_point!r} is not absolute")
-        DRIVERS[storage.driver].source(storage, _serial(storage))
+        DRIVERS[storage.driver].source(storage)
 
 
-def _serial(storage: Storage) -> str:
-    options = storage.driver_options
-    return next((option[len(_SERIAL_OPTION) :] for option in options if option.startswith(_SERIAL_OPTION)), "")
+def _option(storage: Storage, name: str) -> str:
+    """Return the value of a driver option, or nothing."""
+    options = (option.partition("=") for option in storage.driver_options)
+    return next((value for key, _, value in options if key == name), "")
+
+
+def _is_untold(storage: Storage) -> bool:
+    return "untold" in storage.driver_options
 
 
 def _name(storage: Storage) -> str:
-    serial = _serial(storage)
+    serial = _option(storage, "serial")
     return f"{storage.source!r} with serial {serial}" if serial else repr(storage.source)
 
 

@@ -14,6 +14,9 @@ _CONSOLE = "/dev/console"
 _NEW_ROOT = "/run/root"
 
 _VIRTIO_DEVICES = "/sys/bus/virtio/devices"
+_PLATFORM_DEVICES = "/sys/bus/platform/devices"
+_VIRTIO_MMIO = "LNRO0005"
+"""The ACPI name of a virtio device without a bus (drivers/virtio/virtio_mmio.c)."""
 VIRTIO_VSOCK = 19
 """Device id of a virtio socket (virtio 1.2, section 5)."""
 
@@ -58,6 +61,11 @@ def prepare_for_containers() -> None:
     kernel.mount("tmpfs", "/run", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755")
     kernel.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", _RESTRICTED)
     _bring_up_loopback()
+
+
+def is_without_pci() -> bool:
+    """Return whether the VM's devices are on no bus, but at addresses that ACPI tells (virtio 1.2, 4.2)."""
+    return any(name.startswith(_VIRTIO_MMIO) for name in posix.listdir(_PLATFORM_DEVICES))
 
 
 def has_virtio_device(kind: int) -> bool:

@@ -189,7 +189,7 @@ class Commands:
             if command.device is not None:
                 found = _find(command.device, present)
                 event = Event.PRESENT if found else Event.ABSENT
-                self._answer(command, event, hypervisor_id=found.hypervisor_id if found else "")
+                self._answer(command, event, None, **_learned(found))
         await self._listener.compare(sandbox_id, batch[0].hypervisor, present)
 
     async def _call(self, command: Command, verb: Verb[Q, R], request: Q, *, call_id: str | None = None) -> R:
@@ -210,6 +210,14 @@ def same(device: Device, present: vmm.PresentDevice) -> bool:
     if present.serial:
         return present.serial == device.serial
     return (present.bus, present.slot) == (device.bus, device.slot)
+
+
+def _learned(present: vmm.PresentDevice | None) -> dict[str, str]:
+    """Return what a hypervisor's list tells of a device."""
+    if present is None:
+        return {}
+    names = ("hypervisor_id", "pci_path", "storage_options")
+    return {name: getattr(present, name) for name in names}
 
 
 def _find(device: Device, listed: tuple[vmm.PresentDevice, ...]) -> vmm.PresentDevice | None:

@@ -163,6 +163,7 @@ class Table:
             bus=present.bus,
             slot=present.slot,
             pci_path=present.pci_path,
+            storage_options=present.storage_options,
             state=State.NEW,
             since=self._clock(),
             spec=present.spec,

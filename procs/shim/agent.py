@@ -6,12 +6,13 @@ Whatever the agent answers is the guest's word and treated as such: :mod:`common
 from __future__ import annotations
 
 import asyncio
+import stat
 from typing import TYPE_CHECKING, TypeVar
 
 from common import log
 from common.channel import MAX_CHUNK
 from common.errors import GuestError
-from common.protocols import agent
+from common.protocols import agent, guest
 from common.protocols.stats import StatsContainerResponse
 from common.ttrpc.client import TtrpcClient
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from common.protobuf import Message
     from common.protocols import oci
     from procs.shim.channel import Channel
+    from procs.shim.copies import Copy
     from procs.shim.ports import ProcessName
     from procs.shim.streams import StreamNumbers
 
@@ -28,6 +30,9 @@ M = TypeVar("M", bound="Message")
 
 CALL_TIMEOUT_S = 60
 """For a call that the guest answers at once, on a host that is loaded beyond reason (upstream's figure)."""
+
+_PIECE = 512 << 10
+"""Bytes of a file that one message carries; a message may have 4 MiB (``common.ttrpc``)."""
 
 
 class Agent:
@@ -73,8 +78,17 @@ class Agent:
         )
         return frozenset(details.agent_details.extra_features if details.agent_details else ())
 
-    async def create_sandbox(self, sandbox_id: str, hostname: str, guest_hook_path: str) -> None:
-        """Have the guest mount the share; ``guest_hook_path`` is where its image has hooks for containers, or empty."""
+    async def create_sandbox(
+        self, sandbox_id: str, hostname: str, guest_hook_path: str, *, is_shared: bool = True
+    ) -> None:
+        """Have the guest prepare for containers.
+
+        Args:
+            sandbox_id: whose guest it is.
+            hostname: its name.
+            guest_hook_path: where its image has hooks for containers, or empty.
+            is_shared: whether there is a share, which it mounts.
+        """
         share = agent.Storage(
             driver="virtio-fs",
             driver_options=[],
@@ -84,7 +98,10 @@ class Agent:
             mount_point=agent.SHARE_MOUNT_POINT,
         )
         request = agent.CreateSandboxRequest(
-            hostname=hostname, storages=[share], sandbox_id=sandbox_id, guest_hook_path=guest_hook_path
+            hostname=hostname,
+            storages=[share] if is_shared else [],
+            sandbox_id=sandbox_id,
+            guest_hook_path=guest_hook_path,
         )
         await self._call("CreateSandbox", request)
 
@@ -111,6 +128,22 @@ class Agent:
             stderr_port=streams.stderr,
         )
         await self._call("CreateContainer", request, timeout_s)
+
+    async def copy(self, copy: Copy) -> None:
+        """Have the guest make a file, directory or symbolic link, in pieces that a message holds."""
+        pieces = range(0, len(copy.data), _PIECE) if stat.S_ISREG(copy.mode) else ()
+        for offset in pieces or (0,):
+            request = guest.CopyFileRequest(
+                path=copy.path,
+                file_size=len(copy.data),
+                file_mode=copy.mode,
+                dir_mode=0o755,
+                uid=copy.uid,
+                gid=copy.gid,
+                offset=offset,
+                data=copy.data[offset : offset + _PIECE],
+            )
+            await self._call("CopyFile", request)
 
     async def exec_process(self, container_id: str, exec_id: str, process: oci.Process, streams: StreamNumbers) -> None:
         """Have the guest start a further process."""

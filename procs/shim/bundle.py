@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from procs.shim import disk, spec
 
 if TYPE_CHECKING:
     from common.config import KataConfig
+    from procs.shim.copies import Copy
     from procs.shim.disk import Disk
     from procs.shim.spec import HostMount, Json
 
@@ -27,6 +28,7 @@ class Wanted:
         disk: what its root file system is on, if the guest mounts that itself.
         rootfs: the mounts that make its root file system, on the host.
         mounts: what else of the host it is to see.
+        copies: what of that the guest gets as copies.
     """
 
     spec: oci.Spec
@@ -34,6 +36,7 @@ class Wanted:
     disk: Disk | None
     rootfs: list[task.Mount]
     mounts: list[HostMount]
+    copies: list[Copy] = field(default_factory=list)
 
 
 def read(request: task.CreateTaskRequest, settings: KataConfig) -> Wanted:

@@ -85,6 +85,8 @@ class Container:
         """Have the guest prepare it, with its disk if it has one."""
         create, limit_s = self.guest.agent.create_container, self.guest.create_timeout_s
         numbers = await self._init.connect()
+        for copy in wanted.copies:
+            await self.guest.agent.copy(copy)
         if wanted.disk is None:
             await create(self.container_id, wanted.spec, numbers, limit_s)
             return

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -182,19 +183,20 @@ class Sandbox:
         self._enter("starting the VM")
         vm = await self._create_vm(order)
         self._watch(vm)
+        devices, share = self._devices(vm), None
         self._enter("preparing the share")
-        self._prepare()
-        self._enter("plugging the share")
-        devices = self._devices(vm)
-        share = await devices.plug(self._share_spec(), use_s=config.agent.dial_timeout)  # while the guest boots
+        self._prepare(config)
+        if config.hypervisor.can_share:
+            self._enter("plugging the share")
+            share = await devices.plug(self._share_spec(), use_s=config.agent.dial_timeout)  # while the guest boots
         self._enter("waiting for the guest's agent")
         channel = self._channel(vm)
         self._agent = agent = await self._dial(channel, config)
         ports = await self._ports(channel, agent)
         self._enter("sharing the file system")
-        async with devices.taken_into_use(share):
-            hook_path = config.hypervisor.guest_hook_path
-            await agent.create_sandbox(self.sandbox_id, hostname=self.sandbox_id, guest_hook_path=hook_path)
+        hook_path = config.hypervisor.guest_hook_path
+        async with devices.taken_into_use(share) if share else nullcontext():
+            await agent.create_sandbox(self.sandbox_id, self.sandbox_id, hook_path, is_shared=share is not None)
         self._enter("running")
         return Guest(
             sandbox_id=self.sandbox_id,
@@ -240,11 +242,12 @@ class Sandbox:
         _log.info("VMM ended")
         self.is_gone.set()
 
-    def _prepare(self) -> None:
+    def _prepare(self, config: KataConfig) -> None:
         """Make what the guest does not take part in, while it boots. Imported late: the VM is on its way first."""
-        from procs.shim import share
+        if config.hypervisor.can_share:
+            from procs.shim import share
 
-        share.prepare(self.sandbox_id)
+            share.prepare(self.sandbox_id)
         self.is_shareable.set()
 
     async def _dial(self, channel: Channel, config: KataConfig) -> Agent:

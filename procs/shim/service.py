@@ -270,7 +270,12 @@ class TaskService:
     async def _create(self, request: task.CreateTaskRequest) -> Container:
         config = await self._sandbox.wait_shareable()
         wanted = bundle.read(request, config)
-        await self._sandbox.mount(request.id, wanted.rootfs, wanted.mounts)
+        if config.hypervisor.can_share:
+            await self._sandbox.mount(request.id, wanted.rootfs, wanted.mounts)
+        else:
+            from procs.shim import copies
+
+            wanted = await asyncio.to_thread(copies.with_copies, wanted, request.id, config.hypervisor.name)
         guest = await self._sandbox.wait_booted()
         init = Process(container_id=request.id, exec_id="", stdio=_stdio(request))
         container = Container(init, request.bundle, guest, self._events, self._group)

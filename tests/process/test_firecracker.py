@@ -54,7 +54,7 @@ class Stand:
     async def ask(self, order: str, **arguments: object) -> Any:  # noqa: ANN401 - JSON
         reader, writer = await asyncio.open_unix_connection(str(self.root / CONTROL_SOCKET))
         with closing(writer):
-            writer.write(json.dumps({"order": order, **arguments}).encode() + b"\n")
+            writer.write(json.dumps({"demand": order, **arguments}).encode() + b"\n")
             return json.loads(await reader.readline())
 
     async def said(self) -> list[str]:
@@ -240,6 +240,20 @@ async def test_the_next_manager_takes_over_and_settles_what_was_half_done(run_di
         assert list(stand.record.devices) == ["disk_1"]
         await stand.machine.remove_device("disk_1")
         assert (await stand.machine.add_device(stand.request(disk(run_dir, "a")))).hypervisor_id == "disk_3"
+
+
+@pytest.mark.parametrize("changes", [PCI, {}], ids=["pci", "placeholders"])
+@in_event_loop
+async def test_what_a_dead_manager_asked_for_and_is_done_late_is_taken_out(
+    run_dir: Path, changes: dict[str, Any]
+) -> None:
+    async with starting(run_dir, **changes) as stand:
+        await stand.machine.add_device(stand.request(disk(run_dir, "a")))
+        stand.record.devices.clear()
+        assert await stand.machine.present_devices() == []
+        assert await stand.ask("has") == [[], []]
+        again = await stand.machine.add_device(stand.request(disk(run_dir, "a")))
+        assert (again.hypervisor_id, again.pci_path) == ("disk_2", "03" if changes else "vda")
 
 
 @in_event_loop

@@ -120,6 +120,48 @@ def test_the_request_may_come_before_the_device(sandbox: GuestSandbox, ext4: Pat
     sandbox.vm.unplug_disk(serial)
 
 
+def test_an_exchanged_disk_is_used_when_the_guest_knows_its_size(sandbox: GuestSandbox, ext4: Path) -> None:
+    """Its name is not what the host supposes, since the guest may have other disks."""
+    serial, size = new_serial(), 16 << 20
+    disk = storage("mmioblk", "/dev/vdz", serial)
+    disk.driver_options.append(f"sectors={size // 512}")
+    sandbox.vm.plug_disk(ext4, serial)
+    stream = sandbox.vm.stream()
+    spec = container_spec(disk.mount_point, "true")
+    request = CreateContainerRequest(container_id="exchanged", storages=[disk], oci=spec, stdout_port=stream.number)
+    asked = sandbox.agent.begin(AGENT_SERVICE, "CreateContainer", request)
+    assert seen_disks(sandbox) == ["vda"]
+    assert not sandbox.agent.is_answered(asked)
+    sandbox.vm.resize_disk(serial, size)
+    sandbox.agent.finish(asked, Empty)
+    stream.close()
+    task = Task(sandbox, "exchanged", "exchanged", stdin=False, terminal=False)
+    task.remove()
+    task.close()
+    assert seen_disks(sandbox) == ["vda"], "the drive stays, whatever is behind it"
+    sandbox.vm.unplug_disk(serial)
+
+
+@pytest.mark.parametrize("fstype", ["ext4", "xfs"])
+def test_a_disk_that_nobody_tells_of_is_looked_for_and_let_go_also_if_it_was_in_vain(
+    sandbox: GuestSandbox, ext4: Path, fstype: str
+) -> None:
+    for _ in range(2):
+        serial = new_serial()
+        sandbox.vm.plug_disk(ext4, serial)
+        disk = storage("blk", "05/01", serial, fstype=fstype)
+        disk.driver_options.append("untold")
+        if fstype == "ext4":
+            task = sandbox.run("cat", "hello", storages=[disk])
+            assert output(task) == "from the disk"
+            task.remove()
+        else:
+            with pytest.raises(AgentError, match="cannot mount xfs"):
+                sandbox.run("true", storages=[disk])
+        assert seen_disks(sandbox) == [], "it was not asked for"
+        sandbox.vm.unplug_disk(serial)
+
+
 def test_a_disk_with_another_serial_is_not_the_one_that_is_meant(sandbox: GuestSandbox, ext4: Path) -> None:
     serial = new_serial()
     sandbox.vm.plug_disk(ext4, serial)

@@ -14,6 +14,7 @@ rescan         the guest looks for PCI devices
 remove         ``slot``: the guest lets the PCI device there go
 panic          the guest panics, which ends the process
 guest          what the guest sees: PCI slots or placeholder drives, each with the file behind it
+has            the disks that are in, by their names in the jail, and the host's files behind them
 transcript     everything that was said on the API so far
 =============  ========================================================================================================
 """

@@ -40,7 +40,14 @@ class Drive:
     path: str
     is_read_only: bool
     body: dict[str, Any]
+    file: int
     slot: int = 0
+
+    def backing(self) -> str:
+        """Return the host's file behind it: a loop device's, if it is one (Documentation/ABI/stable/sysfs-block)."""
+        found = os.fstat(self.file)
+        loop = Path(f"/sys/dev/block/{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}/loop/backing_file")
+        return loop.read_text().strip() if loop.exists() else self.path
 
 
 @dataclass
@@ -81,7 +88,7 @@ class Machine:
         self._require_before_start()
         if name == "boot-source":
             for key, wrong in _BOOT_FILES.items():
-                self._open(str(body[key]), f"Boot source error: {wrong} {{}}")
+                os.close(self._open(str(body[key]), f"Boot source error: {wrong} {{}}"))
         elif name == "vsock":
             self.vsock = socket.socket(socket.AF_UNIX)
             self.vsock.bind(str(self._path(str(body["uds_path"]))))
@@ -113,9 +120,9 @@ class Machine:
                 raise RefusalError("Device ID in use")
         is_read_only, path = bool(body.get("is_read_only")), str(body["path_on_host"])
         wrong = "Drive config error: Unable to create the virtio block device: Virtio backend error: {}"
-        self._open_disk(path, is_read_only, wrong)
+        file = self._open_disk(path, wrong, writable=not is_read_only)
         slot = self._free_slot() if self.has_pci else 0
-        self.drives[drive_id] = Drive(path, is_read_only, body, slot)
+        self.drives[drive_id] = Drive(path, is_read_only, body, file, slot)
 
     def patch_drive(self, drive_id: str, body: dict[str, Any]) -> None:
         """Put another file behind a drive."""
@@ -125,8 +132,10 @@ class Machine:
         if drive_id not in self.drives:
             raise RefusalError(wrong.format("Failed perform action on device: Device not found"))
         drive = self.drives[drive_id]
-        self._open_disk(str(body["path_on_host"]), drive.is_read_only, wrong.format("Block: Virtio backend error: {}"))
-        drive.path = str(body["path_on_host"])
+        path = str(body["path_on_host"])
+        file = self._open_disk(path, wrong.format("Block: Virtio backend error: {}"), writable=not drive.is_read_only)
+        os.close(drive.file)
+        drive.path, drive.file = path, file
 
     def delete_drive(self, drive_id: str, _: dict[str, Any]) -> None:
         """Take a drive away, whatever the guest does with it."""
@@ -135,7 +144,9 @@ class Machine:
         self._require_hotplug(f"Invalid request method and/or path: DELETE drives/{drive_id}.")
         if drive_id not in self.drives:
             raise RefusalError("Device not found")
-        self.guest.lose(self.drives.pop(drive_id).slot)
+        gone = self.drives.pop(drive_id)
+        os.close(gone.file)
+        self.guest.lose(gone.slot)
 
     def slots(self) -> dict[int, str]:
         """Return the file behind the device of each PCI slot."""
@@ -146,6 +157,11 @@ class Machine:
         if self.has_pci:
             return {str(slot): file for slot, file in self.guest.sees.items()}
         return {drive_id: drive.path for drive_id, drive in self.drives.items()}
+
+    def disks(self) -> tuple[list[str], list[str]]:
+        """Return the disks by the names of their files in the jail, and the host's files behind them."""
+        disks = [drive for drive in self.drives.values() if drive.path.startswith("disk_")]
+        return [drive.path for drive in disks], [drive.backing() for drive in disks]
 
     def _require_before_start(self) -> None:
         if self.is_started:
@@ -175,21 +191,20 @@ class Machine:
     def _path(self, path: str) -> Path:
         return Path(path.lstrip("/")) if self.is_jailed else Path(path)
 
-    def _open(self, path: str, wrong: str, *, writable: bool = False) -> os.stat_result:
-        """Open a file as the jail's user could; return what it is."""
+    def _open(self, path: str, wrong: str, *, writable: bool = False) -> int:
+        """Open a file as the jail's user could."""
         try:
             found = self._path(path).stat()
             owner = Path().stat().st_uid
             rights = found.st_mode >> (6 if found.st_uid == owner else 0)
             if owner and not (rights & 4 and (rights & 2 or not writable)):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            os.close(os.open(self._path(path), os.O_RDWR if writable else os.O_RDONLY))
+            return os.open(self._path(path), os.O_RDWR if writable else os.O_RDONLY)
         except OSError as err:
             raise RefusalError(wrong.format(f"{err.strerror} (os error {err.errno})")) from err
-        return found
 
-    def _open_disk(self, path: str, is_read_only: bool, wrong: str) -> None:
-        found = self._open(
-            path, wrong.format(f"Error manipulating the backing file: {{}} {path}"), writable=not is_read_only
-        )
-        assert stat.S_ISREG(found.st_mode) or stat.S_ISBLK(found.st_mode), path
+    def _open_disk(self, path: str, wrong: str, *, writable: bool) -> int:
+        file = self._open(path, wrong.format(f"Error manipulating the backing file: {{}} {path}"), writable=writable)
+        mode = os.fstat(file).st_mode
+        assert stat.S_ISREG(mode) or stat.S_ISBLK(mode), path
+        return file

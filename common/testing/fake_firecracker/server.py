@@ -65,6 +65,7 @@ class Server:
             "remove": machine.guest.remove,
             "panic": self._panic,
             "guest": machine.seen,
+            "has": machine.disks,
             "transcript": lambda: self._transcript,
         }
 
@@ -123,7 +124,7 @@ class Server:
     async def _control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while line := await reader.readline():
             order = json.loads(line)
-            result = self._orders[order.pop("order")](**order)
+            result = self._orders[order.pop("demand")](**order)
             writer.write(json.dumps(result).encode() + b"\n")
         writer.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from common.config import BlockDriver, QemuConfig
@@ -65,7 +66,11 @@ def test_what_the_host_is_to_mount(image: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("driver", "told"),
-    [(BlockDriver.VIRTIO_BLK, ("blk", "04/02")), (BlockDriver.VIRTIO_SCSI, ("scsi", "1:2"))],
+    [
+        (BlockDriver.VIRTIO_BLK, ("blk", "04/02")),
+        (BlockDriver.VIRTIO_SCSI, ("scsi", "1:2")),
+        (BlockDriver.VIRTIO_MMIO, ("mmioblk", "/dev/04/02")),
+    ],
 )
 def test_the_agent_is_told_place_and_serial(image: str, driver: BlockDriver, told: tuple[str, str]) -> None:
     config = QemuConfig(disable_block_device_use=False, block_device_driver=driver)
@@ -78,4 +83,6 @@ def test_the_agent_is_told_place_and_serial(image: str, driver: BlockDriver, tol
     storage = found.storage(plugged)
     assert (storage.driver, storage.source) == told
     assert storage.driver_options == ["serial=" + "5" * 20]
+    another = msgspec.structs.replace(plugged, storage_options="serial=7,untold")
+    assert found.storage(another).driver_options == ["serial=7", "untold"], "the hypervisor has a serial of its own"
     assert (storage.fstype, storage.options, storage.mount_point) == ("ext4", ["ro"], found.mount_point)

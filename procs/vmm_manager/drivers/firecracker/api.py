@@ -13,7 +13,7 @@ from procs.vmm_manager.drivers.http import UnixHttp, decoded
 
 SOCKET = "api"
 REQUEST_TIMEOUT_S = 10.0
-"""How long an answer may take. The slowest, ``InstanceStart``, loads kernel and initrd."""
+"""How long an answer may take."""
 _SUCCESS = frozenset((200, 204))
 
 _MEANINGS: tuple[tuple[str, type[KataError]], ...] = (
@@ -46,9 +46,9 @@ class Api:
             raise HypervisorError(f"Firecracker answered GET {path} with something that is no object")
         return body
 
-    async def put(self, path: str, body: dict[str, object]) -> None:
+    async def put(self, path: str, body: dict[str, object], *, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
         """Create a resource or set it as a whole."""
-        await self._request("PUT", path, body)
+        await self._request("PUT", path, body, timeout_s)
 
     async def patch(self, path: str, body: dict[str, object]) -> None:
         """Change a resource."""
@@ -58,8 +58,8 @@ class Api:
         """Remove a resource."""
         await self._request("DELETE", path)
 
-    async def _request(self, method: str, path: str, body: object = None) -> Any:  # noqa: ANN401 - JSON
-        answer = await self._http.request(method, path, body, timeout_s=REQUEST_TIMEOUT_S)
+    async def _request(self, method: str, path: str, body: object = None, timeout_s: float = REQUEST_TIMEOUT_S) -> Any:  # noqa: ANN401 - JSON
+        answer = await self._http.request(method, path, body, timeout_s=timeout_s)
         content = decoded(answer)
         if answer.status in _SUCCESS:
             return content

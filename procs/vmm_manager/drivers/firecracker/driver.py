@@ -42,6 +42,8 @@ _OUTPUT = "firecracker.log"
 """What the jailer prints, and Firecracker beside its log."""
 _START_TIMEOUT_S = 30.0
 """How long it may take until Firecracker's socket is there: the jailer copies the program first."""
+_BOOT_TIMEOUT_S = 30.0
+"""How long Firecracker may read kernel and initrd, on a host that is loaded beyond reason."""
 _VERSION_TIMEOUT_S = 10.0
 _LAST_WORDS_S = 1.0
 _LISTENS_SOON_S = 0.001
@@ -144,7 +146,7 @@ def _probe_argv(config: FirecrackerConfig) -> list[str]:
 def _spawn(sandbox_id: str, config: FirecrackerConfig, jail: Jail, printed: Console) -> Process:
     Output(jail.root / LOG).close()
     jail.hand_over(LOG)
-    level = "Debug" if config.enable_debug else "Warning"
+    level = "Debug" if config.enable_debug else "Error"
     arguments = ["--api-sock", SOCKET, "--log-path", LOG, "--level", level, "--show-level"]
     if boot.is_on_pci(config):
         arguments.append("--enable-pci")
@@ -169,7 +171,7 @@ async def _boot(
             await _wait_listening(root, process, api)
         for request in boot.requests(config):
             await api.put(request.path, request.body)
-        await api.put("/actions", {"action_type": "InstanceStart"})
+        await api.put("/actions", {"action_type": "InstanceStart"}, timeout_s=_BOOT_TIMEOUT_S)
     except (HypervisorError, UnavailableError, DeadlineError, TimeoutError) as err:
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS_S):

@@ -2,8 +2,8 @@
 
 Ids come from a counter in the VM's record that only grows. What is to be done is in the record before it is done;
 Firecracker's own configuration (``GET /vm/config``) says what was done, since a disk's file in the jail is named as the
-disk. So a call without an answer is settled by that list, and a manager that dies leaves nothing that the next one does
-not find.
+disk. Before anything new is done, and before anybody is told what is there, the two are made the same: what a manager
+before us asked for may be carried out after its death, even after we have looked for the first time.
 
 A removal is over when Firecracker answers: it has closed the file. The guest must have let go *before* (``places``).
 
@@ -57,16 +57,17 @@ class Drives:
         """
         require(self._places, request.bus, request.slot)
         async with self._lock, AsyncExitStack() as undo:
+            await self._settle()
             self._require_free(request)
             device_id, device = self._enter(request)
             undo.push_async_callback(self._undo, device_id)
             try:
-                options = await self._put_in(device_id, device)
+                await self._put_in(device_id, device)
             except asyncio.CancelledError:
                 undo.pop_all()  # the manager stops: the next one asks how far this came
                 raise
             undo.pop_all()
-        return AddedDevice(hypervisor_id=device_id, pci_path=device.place, storage_options=options)
+        return AddedDevice(hypervisor_id=device_id, pci_path=device.place, storage_options=device.storage_options)
 
     async def remove(self, device_id: str) -> None:
         """Take a disk out that the guest has let go.
@@ -79,29 +80,34 @@ class Drives:
             if device_id not in self._record.devices:
                 raise NotFoundError(f"Firecracker has no disk {device_id}")
             await self._clear(device_id)
-        self._on_removed(device_id)
+            self._on_removed(device_id)
 
     async def present(self) -> list[PresentDevice]:
         """Return the disks that Firecracker has."""
-        has, known = await self._has(), self._record.devices
+        async with self._lock:
+            await self._settle()
         return [
             PresentDevice(
                 hypervisor_id=device_id,
                 bus=device.bus,
                 slot=device.slot,
                 serial=device.serial,
+                pci_path=device.place,
+                storage_options=device.storage_options,
                 spec=device.spec,
             )
-            for device_id, device in known.items()
-            if device_id in has
+            for device_id, device in self._record.devices.items()
         ]
 
-    async def reconcile(self) -> None:
-        """Forget, and tell, what an earlier manager entered and Firecracker does not have."""
-        async with self._lock:
-            for device_id in self._record.devices.keys() - await self._has():
-                self._forget(device_id)
-                self._on_removed(device_id)
+    async def _settle(self) -> None:
+        """Forget, and tell, what Firecracker does not have; take out what it has and nobody knows."""
+        has = await self._has()
+        for device_id in has.keys() - self._record.devices.keys():
+            log.get().warning("a disk that nobody knows is taken out", device=device_id)
+            await self._places.take_out(self._api, has[device_id])
+        for device_id in self._record.devices.keys() - has.keys():
+            self._forget(device_id)
+            self._on_removed(device_id)
 
     def _require_free(self, request: AddDevice) -> None:
         for device_id, device in self._record.devices.items():
@@ -117,17 +123,18 @@ class Drives:
         self._record.save()
         return device_id, device
 
-    async def _put_in(self, device_id: str, device: DeviceRecord) -> str:
-        """Have Firecracker take a disk; return what the agent must know."""
+    async def _put_in(self, device_id: str, device: DeviceRecord) -> None:
+        """Have Firecracker take a disk."""
         assert isinstance(device.spec, BlockSpec), "what Capabilities say"
         with ExitStack() as stack:
             lent = await asyncio.to_thread(stack.enter_context, self._jail.lent(device_id, device.spec))
+            device.storage_options = self._places.options(lent)
+            self._record.save()
             try:
                 await self._places.put_in(self._api, device_id, device)
             except DeadlineError:
                 if device_id not in await self._has():
                     raise
-        return self._places.options(lent)
 
     async def _undo(self, device_id: str) -> None:
         try:
@@ -137,9 +144,13 @@ class Drives:
 
     async def _clear(self, device_id: str) -> None:
         """Take a disk out if it is in, then forget it."""
-        if device_id in await self._has():
-            with suppress(NotFoundError):
-                await self._places.take_out(self._api, device_id, self._record.devices[device_id])
+        drive_id = (await self._has()).get(device_id)
+        if drive_id is not None:
+            try:
+                await self._places.take_out(self._api, drive_id)
+            except KataError:
+                if device_id in await self._has():
+                    raise
         self._forget(device_id)
 
     def _forget(self, device_id: str) -> None:
@@ -147,7 +158,8 @@ class Drives:
         with suppress(FileNotFoundError):  # the sandbox was cleaned up
             self._record.save()
 
-    async def _has(self) -> set[str]:
-        """Return the disks that Firecracker has: their files' names."""
+    async def _has(self) -> dict[str, str]:
+        """Return the disks that Firecracker has, by their files' names, and in which drive each is."""
         drives = (await self._api.get("/vm/config")).get("drives", [])
-        return {name for name in (str(drive.get("path_on_host")) for drive in drives) if name.startswith(_PREFIX)}
+        named = {str(drive.get("path_on_host")): str(drive.get("drive_id")) for drive in drives}
+        return {name: drive_id for name, drive_id in named.items() if name.startswith(_PREFIX)}

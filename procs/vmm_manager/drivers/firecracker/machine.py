@@ -54,7 +54,7 @@ class FirecrackerMachine:
 
     async def take_over(self) -> None:
         """Ask what became of the disks of a VM that an earlier manager started."""
-        await self._drives.reconcile()
+        await self._drives.present()
 
     async def wait_end(self) -> None:
         """Wait until Firecracker is gone."""

@@ -55,8 +55,8 @@ class Places(Protocol):
     async def put_in(self, api: Api, device_id: str, device: DeviceRecord) -> None:
         """Have Firecracker open the file of this name in the jail and show it to the guest."""
 
-    async def take_out(self, api: Api, device_id: str, device: DeviceRecord) -> None:
-        """Have Firecracker close it."""
+    async def take_out(self, api: Api, drive_id: str) -> None:
+        """Have Firecracker close what is in a drive."""
 
 
 class PciPlaces:
@@ -78,9 +78,9 @@ class PciPlaces:
         is_read_only = device.spec.is_read_only if isinstance(device.spec, BlockSpec) else True
         await api.put(f"/drives/{device_id}", boot.drive_body(device_id, device_id, is_read_only=is_read_only))
 
-    async def take_out(self, api: Api, device_id: str, device: DeviceRecord) -> None:
+    async def take_out(self, api: Api, drive_id: str) -> None:
         """Remove the drive."""
-        await api.delete(f"/drives/{device_id}")
+        await api.delete(f"/drives/{drive_id}")
 
 
 class Placeholders:
@@ -108,15 +108,14 @@ class Placeholders:
 
     async def put_in(self, api: Api, device_id: str, device: DeviceRecord) -> None:
         """Put a disk in place of the sector."""
-        await self._set(api, device, device_id)
+        await self._set(api, boot.drive(self._number(device)), device_id)
 
-    async def take_out(self, api: Api, device_id: str, device: DeviceRecord) -> None:
+    async def take_out(self, api: Api, drive_id: str) -> None:
         """Put the sector back."""
-        await self._set(api, device, boot.PLACEHOLDER)
+        await self._set(api, drive_id, boot.PLACEHOLDER)
 
-    async def _set(self, api: Api, device: DeviceRecord, path: str) -> None:
-        drive = boot.drive(self._number(device))
-        await api.patch(f"/drives/{drive}", {"drive_id": drive, "path_on_host": path})
+    async def _set(self, api: Api, drive_id: str, path: str) -> None:
+        await api.patch(f"/drives/{drive_id}", {"drive_id": drive_id, "path_on_host": path})
 
     def _number(self, device: DeviceRecord) -> int:
         return self._first[device.bus] + device.slot
