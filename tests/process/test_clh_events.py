@@ -46,6 +46,14 @@ async def test_a_removal_that_is_told_in_a_garbled_stream_is_found_at_once() -> 
 
 
 @in_event_loop
+async def test_a_disk_is_told_gone_when_its_file_is_closed_and_not_before() -> None:
+    async with plugging("clh", "--closing-takes", "0.5") as stand:
+        first = await stand.devices.confirm(await stand.devices.attach(spec=stand.disk("a")))
+        await stand.devices.detach(first)
+        assert await stand.vmm.has() == NOTHING, "who deletes the file now, or gives it to another VM, may"
+
+
+@in_event_loop
 async def test_no_id_is_ever_sent() -> None:
     async with plugging("clh") as stand:
         await stand.devices.attach(spec=stand.disk("a"))

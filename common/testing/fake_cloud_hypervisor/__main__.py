@@ -1,4 +1,7 @@
-"""Started as Cloud Hypervisor is, for an API: ``--api-socket fd=N --event-monitor fd=M``; ``--as VERSION`` is ours."""
+"""Started as Cloud Hypervisor is, for an API: ``--api-socket fd=N --event-monitor fd=M``.
+
+``--as VERSION`` and ``--closing-takes SECONDS`` are ours.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,11 @@ async def serve(argv: list[str]) -> None:
     parser.add_argument("--api-socket", required=True, type=_fd)
     parser.add_argument("--event-monitor", type=_fd, default=-1)
     parser.add_argument("--as", dest="version", default=VERSION)
+    parser.add_argument("--closing-takes", type=float, default=0.02)
     arguments, _ = parser.parse_known_args(argv)
     if arguments.event_monitor >= 0:
         os.set_blocking(arguments.event_monitor, False)
-    server = Server(arguments.version, arguments.event_monitor)
+    server = Server(arguments.version, arguments.event_monitor, arguments.closing_takes)
     control = await asyncio.start_unix_server(server.control, CONTROL_SOCKET)
     api = await asyncio.start_unix_server(server.serve, sock=socket.socket(fileno=arguments.api_socket))
     async with control, api:

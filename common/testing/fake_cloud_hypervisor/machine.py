@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 SLOTS = 32
 MAX_SERIAL = 20
-CLOSING_TAKES_S = 0.02
-"""How long a file stays open after its device is told gone; on a slow host a real one takes longer."""
-
 _BACKEND_TIMEOUT_S = 30.0
 _GET_FEATURES = struct.pack("<III", 1, 1, 0)
 """``VHOST_USER_GET_FEATURES``: request, version, size of the payload (docs/interop/vhost-user.rst of QEMU)."""
@@ -64,6 +61,7 @@ class Machine:
     Attributes:
         version: what it says it is.
         tell: takes the events: source, name, properties.
+        closing_takes_s: how long a file stays open after its device is told gone.
         lets_go: whether the guest lets devices go by itself.
         devices: what is plugged, by id.
         orphans: names in the tree that lead nowhere.
@@ -73,6 +71,7 @@ class Machine:
 
     version: str
     tell: Callable[[str, str, dict[str, str] | None], None]
+    closing_takes_s: float
     lets_go: bool = True
     state: str = ""
     config: dict[str, Any] = field(default_factory=dict)
@@ -154,7 +153,7 @@ class Machine:
             self.leaving.discard(name)
             self._drop_from_config(name)
             self.tell("vm", "device-removed", {"id": name, "bdf": _bdf(device.slot)})
-            await asyncio.sleep(CLOSING_TAKES_S)
+            await asyncio.sleep(self.closing_takes_s)
             if device.backend is not None:
                 device.backend.close()
             if device.kind == "disk":

@@ -35,10 +35,11 @@ class Server:
     Args:
         version: whose.
         events_fd: where events are written, or -1.
+        closing_takes_s: how long a file stays open after its device is told gone.
     """
 
-    def __init__(self, version: str, events_fd: int) -> None:
-        self._machine = Machine(version, self._tell)
+    def __init__(self, version: str, events_fd: int, closing_takes_s: float) -> None:
+        self._machine = Machine(version, self._tell, closing_takes_s)
         self._events_fd = events_fd
         self._demands = Demands()
         self._held: list[Callable[[], Awaitable[None]]] = []
