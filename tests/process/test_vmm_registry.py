@@ -16,7 +16,7 @@ import pytest
 from common import log, paths
 from common.config import ClhConfig, QemuConfig
 from common.errors import HypervisorError, NotFoundError, UnsupportedError, UsageError
-from common.linux import cgroup, identity
+from common.linux import cgroup, identity, mounts
 from common.services.channel import HybridVsock
 from common.services.vmm import (
     AddDevice,
@@ -283,6 +283,21 @@ async def test_destroying_twice_or_at_once_or_nothing_is_fine(sandbox: str) -> N
         assert told.bodies == [VmExited(sandbox_id=sandbox)]
         with pytest.raises(NotFoundError):
             await registry.describe(sandbox)
+
+
+@in_event_loop
+async def test_what_a_driver_mounted_is_unmounted_and_what_is_behind_it_stays(sandbox: str) -> None:
+    async with registering() as (registry, _):
+        await registry.create(wish(sandbox))
+        source, target = Path(paths.sandbox_dir(sandbox)) / "source", Path(paths.vm_dir(sandbox)) / "jail"
+        for directory in (source, target):
+            directory.mkdir()
+        (source / "kernel").touch()
+        mounts.mount(str(source), str(target), flags=mounts.MS_BIND)
+        await registry.destroy(sandbox)
+        assert mounts.mounted_below(paths.sandbox_dir(sandbox)) == []
+        assert not Path(paths.vm_dir(sandbox)).exists()
+        assert (source / "kernel").exists()
 
 
 @in_event_loop
