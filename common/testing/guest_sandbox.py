@@ -32,13 +32,14 @@ from common.protocols.agent import (
     WaitProcessRequest,
     WaitProcessResponse,
 )
-from common.testing.guest_vm import AgentError, GuestVm
+from common.testing.agent_client import AgentError
+from common.testing.guest_vm import GuestVm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from common.testing.guest_vm import AgentClient, Stream
+    from common.testing.agent_client import AgentClient, Stream
 
 _BUSYBOX = "/bin/busybox"
 _ENVIRONMENT = ["PATH=/bin"]

@@ -34,8 +34,8 @@ from common.protocols.agent import (
     WaitProcessRequest,
     WaitProcessResponse,
 )
+from common.testing.agent_client import AgentError
 from common.testing.guest_sandbox import GuestSandbox, Task, container_spec, create_sandbox_request
-from common.testing.guest_vm import AgentError
 from common.ttrpc import frames
 from guest.image import Image, build
 

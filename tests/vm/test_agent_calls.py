@@ -25,8 +25,8 @@ from common.protocols.agent import (
     WriteStreamRequest,
     WriteStreamResponse,
 )
+from common.testing.agent_client import AgentError
 from common.testing.guest_sandbox import GuestSandbox, container_spec
-from common.testing.guest_vm import AgentError
 
 if TYPE_CHECKING:
     from common.protobuf import Message

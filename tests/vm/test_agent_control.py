@@ -17,8 +17,8 @@ from common.protocols.agent import (
     WaitProcessResponse,
 )
 from common.protocols.stats import NO_LIMIT, OOM_KILLS, CgroupStats, StatsContainerResponse
+from common.testing.agent_client import AgentError
 from common.testing.guest_sandbox import see_cgroups
-from common.testing.guest_vm import AgentError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,8 @@ import pytest
 from common import status
 from common.channel import NO_STREAM
 from common.protocols.agent import AGENT_SERVICE, CreateContainerRequest, Empty, Storage
+from common.testing.agent_client import AgentError
 from common.testing.guest_sandbox import GuestSandbox, Task, container_spec, make_busybox_rootfs
-from common.testing.guest_vm import AgentError
 from common.testing.stack import GUEST
 
 if TYPE_CHECKING:

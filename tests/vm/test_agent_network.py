@@ -22,8 +22,8 @@ from common.protocols.network import (
     UpdateInterfaceRequest,
     UpdateRoutesRequest,
 )
+from common.testing.agent_client import AgentError
 from common.testing.guest_sandbox import GuestSandbox
-from common.testing.guest_vm import AgentError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

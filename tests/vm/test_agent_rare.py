@@ -34,8 +34,9 @@ from common.protocols.guest import (
     SetGuestDateTimeRequest,
 )
 from common.protocols.oci import Mount
+from common.testing.agent_client import AgentClient, AgentError
 from common.testing.guest_sandbox import container_spec
-from common.testing.guest_vm import AgentClient, AgentError, GuestVm
+from common.testing.guest_vm import GuestVm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,8 +9,8 @@ import pytest
 from common import status
 from common.protocols import oci
 from common.protocols.agent import AGENT_SERVICE, SHARE_MOUNT_POINT, CreateContainerRequest, Empty
+from common.testing.agent_client import AgentError
 from common.testing.guest_sandbox import GuestSandbox, container_spec, create_sandbox_request
-from common.testing.guest_vm import AgentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
