@@ -242,6 +242,16 @@ async def test_the_next_manager_takes_over_and_settles_what_was_half_done(run_di
         assert (await stand.machine.add_device(stand.request(disk(run_dir, "a")))).hypervisor_id == "disk_3"
 
 
+@in_event_loop
+async def test_a_vm_that_does_not_tell_its_disks_is_taken_over_all_the_same(run_dir: Path) -> None:
+    async with starting(run_dir, **PCI) as stand:
+        await stand.machine.add_device(stand.request(disk(run_dir, "a")))
+        await stand.ask("misbehave", what="GET /vm", how="refused", times=1)
+        await stand.adopt()
+        assert stand.removed == []
+        assert [device.hypervisor_id for device in await stand.machine.present_devices()] == ["disk_1"]
+
+
 @pytest.mark.parametrize("changes", [PCI, {}], ids=["pci", "placeholders"])
 @in_event_loop
 async def test_what_a_dead_manager_asked_for_and_is_done_late_is_taken_out(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from common import log
+from common.errors import KataError
 from procs.vmm_manager.drivers.firecracker import places
 from procs.vmm_manager.drivers.firecracker.api import Api
 from procs.vmm_manager.drivers.firecracker.drives import Drives
@@ -53,8 +55,11 @@ class FirecrackerMachine:
         return self._process.is_running
 
     async def take_over(self) -> None:
-        """Ask what became of the disks of a VM that an earlier manager started."""
-        await self._drives.present()
+        """Ask what became of the disks of a VM that an earlier manager started; if that cannot be, it runs on."""
+        try:
+            await self._drives.present()
+        except KataError as err:
+            log.get().error("Firecracker does not tell its disks", sandbox=self.vm.sandbox_id, error=str(err))
 
     async def wait_end(self) -> None:
         """Wait until Firecracker is gone."""
