@@ -10,6 +10,7 @@ them have takes :class:`HypervisorSection`.
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 
 import msgspec
@@ -79,18 +80,41 @@ class VirtioFsSection(HypervisorSection, frozen=True, kw_only=True):
 
 
 class QemuConfig(VirtioFsSection, frozen=True, kw_only=True, tag="qemu"):
-    """``[hypervisor.qemu]``."""
+    """``[hypervisor.qemu]``.
+
+    A maximum of 0 is what the VM boots with, and not what the host has as upstream has it
+    (docs/adr/0028-processors-and-memory-are-devices.md).
+    """
 
     path: str = "/usr/bin/qemu-system-x86_64"
     machine_type: str = "q35"
     default_bridges: int = 1
     pcie_root_port: int = 0
+    default_maxvcpus: int = 0
+    default_maxmemory: int = 0
+    memory_slots: int = 10
     block_device_aio: BlockAio = BlockAio.IO_URING
     block_device_cache_set: bool = False
     block_device_cache_direct: bool = False
     block_device_cache_noflush: bool = False
     seccompsandbox: str = ""
     extra_monitor_socket: ExtraMonitor = ExtraMonitor.NONE
+
+    @property
+    def max_vcpus(self) -> int:
+        """How many processors a VM can ever have."""
+        return max(self.default_vcpus, min(self.default_maxvcpus, os.cpu_count() or 1))
+
+    @property
+    def max_memory(self) -> int:
+        """How much memory a VM can ever have."""
+        host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+        return max(self.default_memory, min(self.default_maxmemory, host))
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether a VM can have memory beside that of its boot."""
+        return self.memory_slots > 0 and self.max_memory > self.default_memory
 
 
 class ClhConfig(VirtioFsSection, frozen=True, kw_only=True, tag="clh"):

@@ -1,8 +1,8 @@
 """What can be plugged into a VM: one type a kind, told apart on the wire by ``kind``.
 
 Each says in its own words what the managers need of it and what is the same for all kinds: where it fits
-(``bus_kind``), what is behind it (``source``), how (``mode``), and whether a sandbox has that for itself
-(``is_exclusive``).
+(``bus_kind``), what is behind it (``source``), how (``mode``), whether that is something that the host has once
+(``is_claimed``), and whether a sandbox has it for itself then (``is_exclusive``).
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ class BusKind(StrEnum):
     PCI = "pci"
     SCSI = "scsi"
     MMIO = "mmio"
+    CPU = "cpu"
+    MEMORY = "memory"
     MMIO_READ_ONLY = "mmio-read-only"
 
 
@@ -36,6 +38,7 @@ class ShareSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag
     tag: str
 
     bus_kind: ClassVar[BusKind] = BusKind.PCI
+    is_claimed: ClassVar[bool] = False
     is_exclusive: ClassVar[bool] = False
 
     @property
@@ -64,6 +67,8 @@ class BlockSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag
     source: str
     is_read_only: bool = False
     driver: BlockDriver = BlockDriver.VIRTIO_BLK
+
+    is_claimed: ClassVar[bool] = True
 
     @property
     def bus_kind(self) -> BusKind:
@@ -105,6 +110,7 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
     mac: str = ""
 
     bus_kind: ClassVar[BusKind] = BusKind.PCI
+    is_claimed: ClassVar[bool] = True
     is_exclusive: ClassVar[bool] = True
 
     @property
@@ -125,4 +131,50 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
         return self.mac or ":".join(["02", *(serial[-10:][at : at + 2] for at in range(0, 10, 2))])
 
 
-DeviceSpec = ShareSpec | BlockSpec | NetworkSpec
+class CpuSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="cpu"):
+    """A processor of the guest beside those that it booted with. The guest has to take it into use.
+
+    Attributes:
+        number: which of them, from 1: whoever asks again for the same one gets the same one.
+    """
+
+    number: int
+
+    bus_kind: ClassVar[BusKind] = BusKind.CPU
+    is_claimed: ClassVar[bool] = False
+    is_exclusive: ClassVar[bool] = False
+    mode: ClassVar[str] = ""
+
+    @property
+    def source(self) -> str:
+        """What it is, for people."""
+        return f"processor {self.number}"
+
+
+class MemorySpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="memory"):
+    """Memory of the guest beside that which it booted with. The guest has to take it into use.
+
+    Attributes:
+        number: which module, from 1: whoever asks again for the same one gets the same one.
+        size_mib: how much. A guest adds and removes memory in blocks, on x86-64 of 128 MiB.
+    """
+
+    number: int
+    size_mib: int
+
+    bus_kind: ClassVar[BusKind] = BusKind.MEMORY
+    is_claimed: ClassVar[bool] = False
+    is_exclusive: ClassVar[bool] = False
+
+    @property
+    def source(self) -> str:
+        """What it is, for people."""
+        return f"memory {self.number}"
+
+    @property
+    def mode(self) -> str:
+        """How it is attached, in words that tell any two ways apart."""
+        return f"with {self.size_mib} MiB"
+
+
+DeviceSpec = ShareSpec | BlockSpec | NetworkSpec | CpuSpec | MemorySpec

@@ -18,8 +18,10 @@ from common.processes import ProcessIdentity
 from common.services.channel import GuestChannel
 from common.services.specs import BlockSpec as BlockSpec
 from common.services.specs import BusKind as BusKind
+from common.services.specs import CpuSpec as CpuSpec
 from common.services.specs import DeviceSpec as DeviceSpec
 from common.services.specs import InterfaceKind as InterfaceKind
+from common.services.specs import MemorySpec as MemorySpec
 from common.services.specs import NetworkSpec as NetworkSpec
 from common.services.specs import ShareSpec as ShareSpec
 

@@ -43,6 +43,7 @@ class _ManagedVm(GuestVm):
 
     def __init__(self, vm: Vm) -> None:
         self._directory = Path(paths.vm_dir(vm.sandbox_id))
+        self.vsock = None
         self._generation = 0
         self._free_ports = list(range(_PORTS))
 

@@ -45,6 +45,8 @@ _CONFIGS: dict[str, type[HypervisorConfig]] = {
 _BUSES = {
     ("qemu", vmm.BusKind.PCI): "bridge0",
     ("qemu", vmm.BusKind.SCSI): "scsi0.0",
+    ("qemu", vmm.BusKind.CPU): "cpus",
+    ("qemu", vmm.BusKind.MEMORY): "memory",
     ("clh", vmm.BusKind.PCI): "segment0",
     ("firecracker", vmm.BusKind.PCI): "pci",
     ("firecracker", vmm.BusKind.MMIO): "placeholders",
@@ -197,6 +199,28 @@ class Monitor:
         """Return the address of each network device."""
         listed: Any = await self._client.execute("query-rx-filter", {})
         return {item["name"]: item["main-mac"] for item in listed}
+
+    async def taken(self, device_id: str) -> None:
+        """Wait until the guest has said, by ACPI, that it knows a processor or memory that was plugged."""
+        async for event in self._client.events:
+            data: Any = event.get("data", {})
+            if event["event"] == "ACPI_DEVICE_OST" and data["info"].get("device") == device_id:
+                return
+
+    async def cpus(self) -> int:
+        """Return how many processors the machine has."""
+        listed: Any = await self._client.execute("query-cpus-fast", {})
+        return len(listed)
+
+    async def memory_mib(self) -> tuple[int, int]:
+        """Return how much memory the machine booted with, and how much has been plugged."""
+        answer: Any = await self._client.execute("query-memory-size-summary", {})
+        return answer["base-memory"] >> 20, answer["plugged-memory"] >> 20
+
+    async def memory_backends(self) -> set[str]:
+        """Return the backends of the memory that was plugged."""
+        listed: Any = await self._client.execute("qom-list", {"path": "/objects"})
+        return {item["name"] for item in listed if item["name"].startswith("memory-")}
 
     async def block_nodes(self) -> set[str]:
         """Return the block nodes that somebody named."""

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Self
 
 from common import log, shards
 from common.errors import AlreadyExistsError, UnavailableError
-from common.services.vmm import ShareSpec
 from procs.device_manager import database
 
 if TYPE_CHECKING:
@@ -111,8 +110,8 @@ class Claims:
             self.drop(device_id)
 
     def _claim(self, device: Device) -> dict[str, object] | None:
-        """Return a device's claim; None if it needs nothing, or nobody knows what. A directory is shared by many."""
-        if not device.backing or device.spec is None or isinstance(device.spec, ShareSpec):
+        """Return a device's claim; None if it needs nothing, or nobody knows what."""
+        if not device.backing or device.spec is None or not device.spec.is_claimed:
             return None
         return {
             "device_id": device.device_id,

@@ -45,7 +45,11 @@ RULES = (
     # QEMU answers a repeated device_del with "already in the process of unplug" for as long as the first is pending,
     # and passes it on to the guest when that has expired (hw/acpi/pcihp.c, hw/pci/pcie.c). Places are not filled again
     # at once (``topology``), so that a late request finds an empty slot.
-    Rule(hypervisor="qemu", kinds=frozenset({"share", "block", "network"}), again_after_s=(30.0, 120.0, 600.0)),
+    Rule(
+        hypervisor="qemu",
+        kinds=frozenset({"share", "block", "network", "cpu", "memory"}),
+        again_after_s=(30.0, 120.0, 600.0),
+    ),
     # Since version 54 a repeated vm.remove-device is meant to be: the interrupt that tells the guest may get lost.
     # Version 53 does not know a device any more whose removal is pending; older ones may eject what comes next in the
     # slot.

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 
 from common.errors import NotFoundError, UsageError
 from common.linux import netns
-from common.services.vmm import BlockSpec, NetworkSpec, ShareSpec
+from common.services.vmm import BlockSpec, CpuSpec, MemorySpec, NetworkSpec, ShareSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from common.services.vmm import DeviceSpec
 
+_BLOCK_MIB = 128
+"""Memory that a guest adds or removes at once (``MIN_MEMORY_BLOCK_SIZE``, arch/x86/include/asm/sparsemem.h)."""
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}", re.IGNORECASE)
 """Of one device: the lowest bit of the first byte says group (IEEE 802-2014, 8.2)."""
 
@@ -44,6 +46,8 @@ def _examine(spec: DeviceSpec) -> str:
             return _disk(spec)
         case NetworkSpec():
             return _interface(spec)
+        case CpuSpec() | MemorySpec():
+            return _part(spec)
 
 
 def _status(path: str) -> os.stat_result:
@@ -78,6 +82,17 @@ def _disk(spec: BlockSpec) -> str:
     if _size(spec.source) == 0:
         raise UsageError(f"source {spec.source} has a size of zero", hint="truncate -s makes an image of a size")
     return backing
+
+
+def _part(spec: CpuSpec | MemorySpec) -> str:
+    """A part of the machine itself has a number instead of a source; a sandbox has each number once."""
+    if spec.number < 1:
+        raise UsageError(f"there is no {spec.source}", hint="they are numbered from 1, without those of the boot")
+    if isinstance(spec, MemorySpec) and (spec.size_mib < _BLOCK_MIB or spec.size_mib % _BLOCK_MIB):
+        raise UsageError(
+            f"{spec.source} has {spec.size_mib} MiB", hint=f"guests take memory in blocks of {_BLOCK_MIB} MiB"
+        )
+    return spec.source
 
 
 def _interface(spec: NetworkSpec) -> str:

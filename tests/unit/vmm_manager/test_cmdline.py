@@ -41,6 +41,16 @@ def test_memory_is_shared_with_virtiofsd() -> None:
     assert "memory-backend=ram" in values(arguments, "-machine")[0]
 
 
+def test_what_may_come_later_is_said_at_the_start() -> None:
+    arguments = argv(default_memory=300, default_maxmemory=600, memory_slots=4, default_maxvcpus=1)
+    assert values(arguments, "-m") == ["300M,slots=4,maxmem=600M"]
+    assert values(arguments, "-smp") == ["1"]
+    assert values(argv(default_vcpus=1, default_maxvcpus=2), "-smp") == ["1,maxcpus=2"]
+    assert values(argv(default_memory=300, default_maxmemory=300), "-m") == ["300M"]
+    assert values(argv(default_memory=300, default_maxmemory=600, memory_slots=0), "-m") == ["300M"]
+    assert values(argv(default_memory=300), "-m") == ["300M"], "upstream's default would be all that the host has"
+
+
 @pytest.mark.parametrize(("accelerator", "cpu"), [("kvm", "host"), ("tcg", "max,la57=off")])
 def test_the_processor_fits_the_accelerator(accelerator: str, cpu: str) -> None:
     arguments = argv(accelerator=accelerator)

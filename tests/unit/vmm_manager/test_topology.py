@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 
 import pytest
 
@@ -77,3 +78,23 @@ def test_places_of_a_bus_differ() -> None:
 def test_what_is_not_there_is_refused_with_what_is(bus: str, slot: int) -> None:
     with pytest.raises(UsageError, match="bridge0 with 30"):
         Topology(QemuConfig()).place(bus, slot)
+
+
+def test_processors_and_memory_that_may_come_are_places_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    config = QemuConfig(default_vcpus=2, default_maxvcpus=6, default_memory=512, default_maxmemory=1024, memory_slots=3)
+    topology = Topology(config)
+    assert topology.buses[1:] == (
+        HotplugBus(name="cpus", kind=BusKind.CPU, slots=4),
+        HotplugBus(name="memory", kind=BusKind.MEMORY, slots=3),
+    )
+    assert dict(topology.place("memory", 2).arguments) == {"slot": 2}
+    assert len(devices(topology)) == 1, "they need no device of QEMU"
+
+
+@pytest.mark.parametrize(("wanted", "most"), [(0, 2), (4, 4), (9, 8), (1, 2)])
+def test_a_vm_has_those_of_its_boot_and_at_most_the_hosts_processors(
+    monkeypatch: pytest.MonkeyPatch, wanted: int, most: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert QemuConfig(default_vcpus=2, default_maxvcpus=wanted).max_vcpus == most

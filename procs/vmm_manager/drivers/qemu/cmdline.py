@@ -71,7 +71,7 @@ class QemuCommand:
         yield from ("-name", f"{escaped(self.sandbox_id)},debug-threads=on")
         yield from ("-machine", f"{config.machine_type},accel={self.accelerator},memory-backend=ram,vmport=off")
         yield from ("-object", f"memory-backend-memfd,id=ram,size={config.default_memory}M,share=on")
-        yield from ("-m", f"{config.default_memory}M", "-smp", str(config.default_vcpus))
+        yield from ("-m", memory(config), "-smp", processors(config))
         yield from ("-cpu", _CPU[self.accelerator])
         yield from ("-nodefaults", "-no-user-config", "-display", "none")
         yield from ("-action", "reboot=shutdown,shutdown=pause,panic=pause")
@@ -109,6 +109,18 @@ def probe_argv(config: QemuConfig) -> list[str]:
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"),
         *("-kernel", config.kernel, "-append", KERNEL_PARAMETERS),
     ]
+
+
+def processors(config: QemuConfig) -> str:
+    """Return how many processors a VM boots with, and how many it may have later."""
+    boot = str(config.default_vcpus)
+    return f"{boot},maxcpus={config.max_vcpus}" if config.max_vcpus > config.default_vcpus else boot
+
+
+def memory(config: QemuConfig) -> str:
+    """Return how much memory a VM boots with, and how much it may have later."""
+    boot = f"{config.default_memory}M"
+    return f"{boot},slots={config.memory_slots},maxmem={config.max_memory}M" if config.may_grow else boot
 
 
 def escaped(value: str) -> str:

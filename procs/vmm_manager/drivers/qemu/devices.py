@@ -10,8 +10,8 @@ undone; what QEMU lists, of devices and of backends, is the truth about what was
 nothing that the next one does not find.
 
 A device is gone when QEMU says ``DEVICE_DELETED`` with its id (an event with a path only is about its inner half), or
-when QEMU's list no longer has it after we were away. It is *told* gone when its backend is gone as well: only then is
-the host's file nobody's.
+when QEMU's list no longer has it after we were away. Of a processor only the inner half's end is told, under emulation:
+then the list is asked. A device is *told* gone when its backend is gone as well: only then is the host's file nobody's.
 
 One lock orders what we do to a VM's devices; it is never held while a guest is awaited, only QEMU.
 """
@@ -19,6 +19,7 @@ One lock orders what we do to a VM's devices; it is never held while a guest is 
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Protocol
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from procs.vmm_manager.record import VmRecord
 
 _PERIPHERALS = "/machine/peripheral"
+_PROCESSOR = re.compile(rf"{_PERIPHERALS}/(cpu-\d+)/")
 
 
 class Backend(Protocol):
@@ -165,6 +167,18 @@ class Devices:
         """Go on with the backends that an earlier manager made."""
         for device_id in self._record.devices:
             self._backend_of(device_id).adopt(device_id)
+
+    async def note_deleted(self, device_id: str, path: str) -> None:
+        """Take up the end of a device, or of a part of one.
+
+        Args:
+            device_id: the device; empty if it is a part.
+            path: where QEMU had it.
+        """
+        if device_id:
+            await self.forget(device_id)
+        elif (whole := _PROCESSOR.match(path)) is not None and whole[1] not in await self._plugged():
+            await self.forget(whole[1])
 
     async def forget(self, device_id: str) -> None:
         """Free what a device had that QEMU has deleted, and tell."""

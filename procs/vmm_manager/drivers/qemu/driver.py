@@ -13,7 +13,7 @@ from common import log, paths
 from common.config import QemuConfig
 from common.errors import HypervisorError, UsageError
 from common.linux import cgroup
-from common.services.vmm import BlockSpec, NetworkSpec, ShareSpec, Vm
+from common.services.vmm import BlockSpec, CpuSpec, MemorySpec, NetworkSpec, ShareSpec, Vm
 from procs.vmm_manager.drivers import Capabilities
 from procs.vmm_manager.drivers.probe import Probe
 from procs.vmm_manager.drivers.qemu.channel import choose_device
@@ -41,7 +41,7 @@ class QemuDriver:
     """Makes :class:`QemuMachine`; see :class:`procs.vmm_manager.drivers.Driver`."""
 
     name = "qemu"
-    capabilities = Capabilities(devices=(ShareSpec, BlockSpec, NetworkSpec))
+    capabilities = Capabilities(devices=(ShareSpec, BlockSpec, NetworkSpec, CpuSpec, MemorySpec))
 
     def __init__(self) -> None:
         self._probe = Probe(probe_argv)

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from common import log
 from common.errors import KataError
-from common.services.vmm import BlockSpec, NetworkSpec, ShareSpec
+from common.services.vmm import BlockSpec, CpuSpec, MemorySpec, NetworkSpec, ShareSpec
 from procs.vmm_manager.drivers.daemons import Daemons
 from procs.vmm_manager.drivers.qemu.console import Console
 from procs.vmm_manager.drivers.qemu.devices import Backend, Devices
 from procs.vmm_manager.drivers.qemu.disks import Disks
 from procs.vmm_manager.drivers.qemu.nics import Nics
+from procs.vmm_manager.drivers.qemu.parts import Cpus, Memory
 from procs.vmm_manager.drivers.qemu.qmp import COMMAND_TIMEOUT_S
 from procs.vmm_manager.drivers.qemu.shares import Shares
 from procs.vmm_manager.drivers.qemu.topology import Topology
@@ -65,6 +66,8 @@ class QemuMachine:
             ShareSpec: Shares(Daemons(record, config, process, workers), qmp),
             BlockSpec: Disks(config, qmp),
             NetworkSpec: Nics(qmp),
+            CpuSpec: Cpus(record, config, vm.accelerator, qmp),
+            MemorySpec: Memory(qmp),
         }
         self._devices = Devices(record, Topology(config), backends, qmp, process, on_removed)
 
@@ -114,8 +117,8 @@ class QemuMachine:
 
     async def _handle(self, event: str, data: dict[str, Any]) -> None:
         try:
-            if event == "DEVICE_DELETED" and "device" in data:
-                await self._devices.forget(str(data["device"]))
+            if event == "DEVICE_DELETED":
+                await self._devices.note_deleted(str(data.get("device", "")), str(data.get("path", "")))
             elif event == "DEVICE_UNPLUG_GUEST_ERROR":
                 log.get().warning("the guest refused to let a device go", sandbox=self.vm.sandbox_id, **data)
             elif event == "STOP":

@@ -6,6 +6,8 @@
               03       serial    the channel (``cmdline``)
               04…08    bridge0…  PCI bridges, ``default_bridges`` (1 to 5) of them: 30 slots each
               09…18    port0…    PCIe root ports, ``pcie_root_port`` of them: one slot each
+    ACPI               cpus      processors beyond those of the boot
+                       memory    slots for memory modules
 
 pcie.0 itself takes no hotplug. Why bridges and not root ports only: docs/adr/0015-bridges-for-hotplug.md. A bridge
 without firmware that expects hotplug gets no address space, and devices behind it do not work; so it asks for windows
@@ -57,11 +59,15 @@ class _Bus:
     """A hotplug bus: what callers are told, how QEMU is told to make it, and its slot on pcie.0."""
 
     bus: HotplugBus
-    device: str
-    root_slot: int
+    device: str = ""
+    root_slot: int = 0
     first_slot: int = 0
 
     def place(self, slot: int) -> Place:
+        if self.bus.kind is BusKind.CPU:
+            return Place(arguments={}, pci_path="")  # which one it is, is its backend's to know
+        if self.bus.kind is BusKind.MEMORY:
+            return Place(arguments={"slot": slot}, pci_path="")
         if self.bus.kind is BusKind.SCSI:
             target, unit = (int(number) for number in scsi_address(slot).split(":"))
             return Place(
@@ -87,7 +93,7 @@ class Topology:
 
     def arguments(self) -> Iterator[str]:
         """Yield QEMU's arguments that make the buses."""
-        for item in self._buses.values():
+        for item in filter(lambda item: item.device, self._buses.values()):
             yield from ("-device", f"{item.device},bus=pcie.0,addr={item.root_slot:#x}")
 
     def place(self, bus: str, slot: int) -> Place:
@@ -123,3 +129,7 @@ def _buses(config: QemuConfig) -> Iterator[_Bus]:
             device="virtio-scsi-pci,id=scsi0",
             root_slot=_SCSI_SLOT,
         )
+    if config.max_vcpus > config.default_vcpus:
+        yield _Bus(bus=HotplugBus(name="cpus", kind=BusKind.CPU, slots=config.max_vcpus - config.default_vcpus))
+    if config.may_grow:
+        yield _Bus(bus=HotplugBus(name="memory", kind=BusKind.MEMORY, slots=config.memory_slots))

@@ -1,0 +1,115 @@
+"""Processors and memory of a VM that came after its boot. See :class:`procs.vmm_manager.drivers.qemu.devices.Backend`.
+
+A processor stands on nothing: QEMU has a list of all that the machine can ever have, and a device is one of them. Under
+emulation each has a place for its translated code that is never given back, and QEMU ends by an assertion when one is
+plugged for which there is none left (``tcg_register_thread`` in tcg/tcg.c). So they are counted, and the one too many
+is refused. A memory module (pc-dimm) stands on a memory backend, shared like the boot's since virtiofsd maps it.
+
+The guest is told by ACPI and decides itself when it takes a part into use, and whether it gives one back: one that does
+not says so (``DEVICE_UNPLUG_GUEST_ERROR``), and keeps it.
+
+Sources: qapi/machine.json (``query-hotpluggable-cpus``), qapi/qom.json (``object-add``), docs/memory-hotplug.txt of
+QEMU 7.2.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from common.errors import HypervisorError, UnsupportedError
+from common.services.vmm import MemorySpec
+
+if TYPE_CHECKING:
+    from common.config import QemuConfig
+    from procs.vmm_manager.drivers.qemu.qmp import Qmp
+    from procs.vmm_manager.record import DeviceRecord, VmRecord
+
+_OBJECTS = "/objects"
+
+
+class Cpus:
+    """Processors; slot n of their bus is the n-th that the machine did not boot with."""
+
+    prefix = "cpu-"
+
+    def __init__(self, record: VmRecord, config: QemuConfig, accelerator: str, qmp: Qmp) -> None:
+        self._record = record
+        self._config = config
+        self._is_emulated = accelerator == "tcg"
+        self._qmp = qmp
+
+    async def make(self, _device_id: str, device: DeviceRecord) -> dict[str, object]:
+        """Find the processor that belongs to the slot.
+
+        Raises:
+            UnsupportedError: QEMU would end.
+            HypervisorError: QEMU does not have so many.
+        """
+        more = self._config.max_vcpus - self._config.default_vcpus
+        if self._is_emulated and self._record.processors >= more:
+            raise UnsupportedError(
+                f"QEMU's emulation has plugged {self._record.processors} processors, as many as this VM can ever have",
+                hint="under emulation one that was removed cannot come back; under KVM it can",
+            )
+        self._record.processors += 1
+        self._record.save()
+        possible: list[dict[str, Any]] = await self._qmp.execute("query-hotpluggable-cpus")
+        possible.sort(key=lambda cpu: sorted(cpu["props"].items()))
+        number = self._config.default_vcpus + device.slot
+        if number >= len(possible):
+            raise HypervisorError(f"QEMU can have {len(possible)} processors and not a {number + 1}th")
+        return {"driver": possible[number]["type"], **possible[number]["props"]}
+
+    async def unmake(self, _device_id: str) -> None:
+        """Nothing: it stands on nothing."""
+
+    async def made(self) -> set[str]:
+        """Return nothing."""
+        return set()
+
+    def said(self, _device_id: str) -> str:
+        """Nothing: QEMU's own words say it all."""
+        return ""
+
+    def adopt(self, _device_id: str) -> None:
+        """Nothing: all of it is in QEMU."""
+
+
+class Memory:
+    """Memory modules; the id of a device is also its backend's."""
+
+    prefix = "memory-"
+
+    def __init__(self, qmp: Qmp) -> None:
+        self._qmp = qmp
+
+    async def make(self, device_id: str, device: DeviceRecord) -> dict[str, object]:
+        """Have QEMU get the memory.
+
+        Raises:
+            HypervisorError: QEMU refused.
+        """
+        spec = device.spec
+        assert isinstance(spec, MemorySpec)
+        size = spec.size_mib << 20
+        await self._qmp.execute(
+            "object-add", **{"qom-type": "memory-backend-memfd", "id": device_id, "size": size, "share": True}
+        )
+        return {"driver": "pc-dimm", "memdev": device_id}
+
+    async def unmake(self, device_id: str) -> None:
+        """Have QEMU give the memory back."""
+        if device_id in await self.made():
+            await self._qmp.execute("object-del", id=device_id)
+
+    async def made(self) -> set[str]:
+        """Return the backends that QEMU has."""
+        listed = await self._qmp.execute("qom-list", path=_OBJECTS)
+        return {name for name in (str(item["name"]) for item in listed) if name.startswith(self.prefix)}
+
+    def said(self, _device_id: str) -> str:
+        """Nothing: QEMU's own words say it all."""
+        return ""
+
+    def adopt(self, _device_id: str) -> None:
+        """Nothing: all of it is in QEMU."""
