@@ -46,7 +46,7 @@ async def test_the_vm_boots_before_create(stand: ShimStand) -> None:
     await started(stand)
     await stand.devices.has_confirmed.wait()
     assert stand.vms.guest is not None
-    assert stand.vms.guest.methods() == ["Check", "CreateSandbox"]
+    assert stand.vms.guest.methods() == ["Check", "GetGuestDetails", "CreateSandbox"]
 
 
 @stand_test
