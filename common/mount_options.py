@@ -57,6 +57,9 @@ _OPTIONS: dict[str, tuple[bool, int]] = {
     "sync": (True, MS_SYNCHRONOUS),
 }
 
+MOUNT_OPTIONS = frozenset(_OPTIONS)
+"""Options that have a meaning of their own for every file system."""
+
 
 def parse_options(options: Iterable[str]) -> tuple[int, str]:
     """Split mount options, as containerd sends them, into flags and the file system's own data."""

@@ -115,6 +115,15 @@ def test_a_container_outlives_containerd(stack: Stack, runtime: str) -> None:
             assert container.wait() == 137
 
 
+def test_a_shim_logs_to_the_containerd_that_started_again(stack: Stack) -> None:
+    with running(stack) as name:
+        kill_containerd(stack)
+        stack.start_containerd()
+        with stack.new_lines("containerd.log") as lines:
+            stack.ctr("task", "kill", "-s", "SIGKILL", name, check=True)
+            assert any('"event": "sandbox stopped"' in line for line in lines)
+
+
 @pytest.mark.parametrize("phase", ["starting the VM", "waiting for the guest's agent"])
 def test_containerd_dies_while_a_container_is_created(stack: Stack, phase: str) -> None:
     """Before it has asked for that, or after: what nobody can find ends by itself, the rest can be removed."""

@@ -58,7 +58,10 @@ def test_version_and_info() -> None:
     assert info.version is not None
     assert info.version.version in version
     assert info.features is not None
-    assert json.loads(info.features.value)["linux"]["seccomp"] == {"enabled": False}
+    features = json.loads(info.features.value)
+    assert features["linux"]["seccomp"] == {"enabled": False}
+    assert {"prestart", "createRuntime"} < set(features["hooks"])
+    assert {"ro", "nosuid", "rbind"} < set(features["mountOptions"])
     assert info.annotations == {}
 
 
