@@ -8,8 +8,8 @@ one machine: read the ratios.
   the VM's own boot is taken off, against the container that it would be and the one that it is: the first of its guest.
 - exec: ours / (runc's ``ctr task exec`` + ``crun exec`` in the guest).
 
-Then, without a peer: where the bare boot's time goes, and what holds an idle shim's memory. Last, ``bench.hotplug`` and
-``bench.shards``, which say themselves what they measure.
+Then, without a peer: where the bare boot's time goes, and what holds an idle shim's memory. Last, ``bench.hotplug``,
+``bench.shards`` and ``bench.streams``, which say themselves what they measure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from bench import hotplug, shards
+from bench import hotplug, shards, streams
 from bench.memory import pss_by_mapping
 from bench.peers import bare_boot, crun_in_guest, first_crun_run
 from bench.phases import boot_phases
@@ -57,6 +57,7 @@ def main() -> int:
     report_memory(memory)
     hotplug.main()
     shards.main()
+    streams.main()
     return 0
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import pytest
 
-from bench import memory, phases, run
-
-if TYPE_CHECKING:
-    import pytest
+from bench import memory, phases, run, streams
 
 _SMAPS = """\
 00400000-00720000 r-xp 00000000 fe:00 1 /usr/bin/python3.11
@@ -64,3 +61,15 @@ def test_the_ratios_compare_what_was_measured_in_the_same_round(capsys: pytest.C
     printed = capsys.readouterr().out
     assert "(runc: ctr run + crun run in the guest) = 1.000 / 0.500 = 2.00\n" in printed
     assert "(runc: ctr task exec + crun exec in the guest) = 0.300 / 0.300 = 1.00\n" in printed
+
+
+def test_output_is_read_to_its_last_byte_and_not_beyond() -> None:
+    blocks = iter([bytes(streams.SIZE - 5), bytes(5), b"beyond"])
+    streams.seconds(lambda _size: next(blocks))
+    assert next(blocks) == b"beyond"
+
+
+def test_output_that_ends_too_soon_is_no_measurement() -> None:
+    blocks = iter([b"some", b""])
+    with pytest.raises(ValueError, match="4 bytes came"):
+        streams.seconds(lambda _size: next(blocks))
