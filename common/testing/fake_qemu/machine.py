@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _UNDER_ITS_NIC = " \\ "
 PERIPHERALS = "/machine/peripheral"
+OBJECTS = "/objects"
 _ROOT_BUS = "pcie.0"
 
 
@@ -66,6 +67,7 @@ class Machine:
     lets_go: bool = True
     nodes: dict[str, Node] = field(default_factory=dict)
     netdevs: set[str] = field(default_factory=set)
+    objects: dict[str, str] = field(default_factory=dict)
     devices: dict[str, Device] = field(default_factory=dict)
 
     def blockdev_add(self, arguments: dict[str, Any]) -> None:
@@ -84,6 +86,19 @@ class Machine:
         if any(device.drive == name for device in self.devices.values()):
             raise RefusalError(f"Node {name} is in use")
         del self.nodes[name]
+
+    def object_add(self, arguments: dict[str, Any]) -> None:
+        """Make an object, for example a memory backend."""
+        name = str(arguments["id"])
+        if name in self.objects:
+            raise RefusalError(f"attempt to add duplicate property '{name}' to object (type 'container')")
+        self.objects[name] = str(arguments["qom-type"])
+
+    def object_del(self, arguments: dict[str, Any]) -> None:
+        """Unmake an object."""
+        name = str(arguments["id"])
+        if self.objects.pop(name, None) is None:
+            raise RefusalError(f"object '{name}' not found")
 
     def netdev_add(self, arguments: dict[str, Any]) -> None:
         """Open an interface; the descriptor that came with ``getfd`` is not looked at."""

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from common.testing.demands import Demands, How
-from common.testing.fake_qemu.machine import PERIPHERALS, Machine, RefusalError
+from common.testing.fake_qemu.machine import OBJECTS, PERIPHERALS, Machine, RefusalError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -40,6 +40,8 @@ class Monitor:
             "blockdev-add": self._machine.blockdev_add,
             "blockdev-del": self._machine.blockdev_del,
             "getfd": lambda _: None,
+            "object-add": self._machine.object_add,
+            "object-del": self._machine.object_del,
             "netdev_add": self._machine.netdev_add,
             "netdev_del": self._machine.netdev_del,
             "human-monitor-command": self._machine.info_network,
@@ -135,6 +137,8 @@ class Monitor:
             self._machine.let_go(name)
 
     def _qom_list(self, arguments: dict[str, Any]) -> list[dict[str, str]]:
+        if arguments["path"] == OBJECTS:
+            return [{"name": name, "type": f"child<{kind}>"} for name, kind in self._machine.objects.items()]
         if arguments["path"] != PERIPHERALS:
             raise RefusalError(f"Device '{arguments['path']}' not found", "DeviceNotFound")
         return self._machine.peripherals(arguments)
