@@ -103,9 +103,11 @@ test-e2e: setup ## real containerd, real VMs
 test-upstream: setup ## our shim with upstream's agent: AGENT=path of its program
 	@PYKATA_UPSTREAM_AGENT="$(abspath $(AGENT))" $(PYTEST) -q -n 1 tests/upstream
 
-test-real-vmm: setup ## the hotplug tests on a real hypervisor of yours: CH=path of a Cloud Hypervisor; HOST= if KVM works here
-	@install -D $(CH) build/real-vmm/cloud-hypervisor
-	@PYKATA_TEST_TIMEOUT_S=900 PYKATA_TEST_CH=$(CURDIR)/build/real-vmm/cloud-hypervisor $(HOST) $(PYTEST) -v -n 0 -k real tests/process
+test-real-vmm: setup ## hotplug tests on your Cloud Hypervisor (CH=path) or Firecracker (FC=path, jailer beside it); HOST= if KVM works
+	@$(if $(CH),install -D $(CH) build/real-vmm/cloud-hypervisor)
+	@$(if $(FC),install -D -t build/real-vmm $(FC) $(dir $(FC))jailer)
+	@PYKATA_TEST_TIMEOUT_S=900 $(if $(CH),PYKATA_TEST_CH=$(CURDIR)/build/real-vmm/cloud-hypervisor) \
+		$(if $(FC),PYKATA_TEST_FC=$(CURDIR)/build/real-vmm/$(notdir $(FC))) $(HOST) $(PYTEST) -v -n 0 -k real tests/process
 
 containerds: $(CONTAINERD_DIRS:%=%/.ready) ## build newer containerds from the Go module proxy
 

@@ -1,8 +1,8 @@
 """The real hypervisors as a test uses them, as far as they let themselves be used like the fakes.
 
-They come from whoever runs the tests: ``PYKATA_TEST_CH`` is the path of a Cloud Hypervisor. ``make test-real-vmm``
-sets it, on a host with KVM. A guest that lets nothing go is one whose processors are stopped. A real one does not
-misbehave on demand.
+They come from whoever runs the tests: ``PYKATA_TEST_CH`` is the path of a Cloud Hypervisor, ``PYKATA_TEST_FC`` of a
+Firecracker, which has its jailer beside it. ``make test-real-vmm`` sets them, on a host with KVM. A guest that lets
+nothing go is one whose processors are stopped. A real one does not misbehave on demand.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from common import paths
 from common.channel import AGENT_VSOCK_PORT
+from common.config import BlockDriver
 from common.services.channel import HybridVsock
 from common.testing.clh_api import ClhApi
 from common.testing.vmms import Vmm
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from common.services.vmm import Vm
 
 CH_VARIABLE = "PYKATA_TEST_CH"
+FC_VARIABLE = "PYKATA_TEST_FC"
+_JAILED: dict[str, object] = {"jailer_path": str(Path(os.environ.get(FC_VARIABLE, "/")).parent / "jailer")}
 _BOOT_TIMEOUT_S = 300.0
 """A guest of an emulated host takes its time."""
 
@@ -42,13 +45,7 @@ class RealCloudHypervisor(Vmm):
     async def connect(self, vm: Vm) -> None:
         """Wait until the guest's agent takes connections."""
         self._vm, self._api = vm, ClhApi(paths.vm_dir(vm.sandbox_id))
-        assert isinstance(vm.channel, HybridVsock)
-        async with asyncio.timeout(_BOOT_TIMEOUT_S):
-            reader, writer = await asyncio.open_unix_connection(vm.channel.socket)
-            writer.write(f"CONNECT {AGENT_VSOCK_PORT}\n".encode())
-            answer = await reader.readline()
-        writer.close()
-        assert answer.startswith(b"OK "), answer
+        await _wait_agent(vm)
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -82,5 +79,74 @@ class RealCloudHypervisor(Vmm):
         return str(shutil.copy(os.environ[CH_VARIABLE], directory / "cloud-hypervisor"))
 
 
-REAL: dict[str, type[RealCloudHypervisor]] = {"clh-real": RealCloudHypervisor} if os.environ.get(CH_VARIABLE) else {}
+class RealFirecracker(Vmm):
+    """A jailed Firecracker with disks on PCI. Its guest has not looked for the disks, so it has nothing to let go."""
+
+    hypervisor = "firecracker"
+    config: ClassVar[dict[str, object]] = {**_JAILED, "block_device_driver": BlockDriver.VIRTIO_BLK}
+    bus = "pci"
+    removal_timeout_s = 30.0
+    waits_for_guest = False
+
+    def __init__(self) -> None:
+        self._vm: Vm
+
+    async def connect(self, vm: Vm) -> None:
+        """Wait until the guest's agent takes connections."""
+        self._vm = vm
+        await _wait_agent(vm)
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+    async def guest_lets_go(self, *, does: bool) -> None:
+        """Nothing: Firecracker does not ask its guest."""
+
+    async def let_go(self, _hypervisor_id: str) -> None:
+        """Nothing, likewise."""
+
+    async def has(self) -> tuple[set[str], set[str]]:
+        """Return the names of the open nodes of the jail that are disks, and of the files behind their loop devices."""
+        nodes, files = set(), set()
+        for file in Path(f"/proc/{self._vm.process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # it was closed meanwhile
+                number = file.stat().st_rdev
+                backing = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/loop/backing_file")
+                if backing.exists():
+                    nodes.add(file.readlink().name.removesuffix(" (deleted)"))
+                    files.add(Path(backing.read_text().strip()).name)
+        return nodes, files
+
+    @classmethod
+    def install(cls, directory: Path, *_: str) -> str:
+        """Copy the program to where it is read from memory; return its path."""
+        return str(shutil.copy(os.environ[FC_VARIABLE], directory / "firecracker"))
+
+
+class RealFirecrackerWithPlaceholders(RealFirecracker):
+    """The same without PCI: disks take the place of placeholders."""
+
+    config: ClassVar[dict[str, object]] = {**_JAILED, "block_device_driver": BlockDriver.VIRTIO_MMIO}
+    bus = "placeholders"
+    driver = BlockDriver.VIRTIO_MMIO
+
+
+async def _wait_agent(vm: Vm) -> None:
+    assert isinstance(vm.channel, HybridVsock)
+    async with asyncio.timeout(_BOOT_TIMEOUT_S):
+        reader, writer = await asyncio.open_unix_connection(vm.channel.socket)
+        writer.write(f"CONNECT {AGENT_VSOCK_PORT}\n".encode())
+        answer = await reader.readline()
+    writer.close()
+    assert answer.startswith(b"OK "), answer
+
+
+def _of(variable: str, kinds: dict[str, type[Vmm]]) -> dict[str, type[Vmm]]:
+    return kinds if os.environ.get(variable) else {}
+
+
+REAL: dict[str, type[Vmm]] = {
+    **_of(CH_VARIABLE, {"clh-real": RealCloudHypervisor}),
+    **_of(FC_VARIABLE, {"firecracker-real": RealFirecracker, "placeholders-real": RealFirecrackerWithPlaceholders}),
+}
 """Those that are there."""
