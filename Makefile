@@ -18,7 +18,7 @@ HOST = $(BIN)/python deploy/kvm_host.py --
 PACKAGES := /usr/bin/qemu-system-x86_64:qemu-system-x86 /usr/lib/qemu/virtiofsd:qemu-system-common \
   /usr/bin/containerd:containerd /usr/sbin/runc:runc /bin/busybox:busybox-static /usr/bin/cpio:cpio \
   /usr/lib/python3.11/ensurepip:python3-venv /sbin/depmod:kmod /usr/bin/git:git \
-  /sbin/mkfs.ext4:e2fsprogs /usr/bin/mkfs.erofs:erofs-utils /usr/bin/strace:strace
+  /sbin/mkfs.ext4:e2fsprogs /usr/bin/mkfs.erofs:erofs-utils /usr/bin/strace:strace /sbin/ip:iproute2
 
 # containerds that Debian does not have yet, each with its `ctr` and its shim of runc, built without what no test needs.
 # Where it is built says from what: versions of the source, whose checksums it carries, and of the compiler.

@@ -41,7 +41,7 @@ def merge(target: Message, source: Message) -> None:
     """Put what ``source`` mentions over what ``target`` says."""
     for field in source.fields():
         value, present = getattr(source, field.name), getattr(target, field.name)
-        if field.message is not None and value is not None and present is not None and not field.repeated:
+        if field.kind == "message" and value is not None and present is not None and not field.repeated:
             merge(present, value)
         elif value:
             setattr(target, field.name, value)
