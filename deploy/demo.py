@@ -15,7 +15,7 @@ import sys
 import time
 from contextlib import suppress
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.config import HYPERVISORS
 from common.errors import KataError
@@ -94,6 +94,8 @@ def show(stack: Stack) -> int:
             print(f"  {line.rstrip()}")
     say(f"it ended with status {ctr.returncode}; what the start was spent on:")
     show_phases(stack)
+    say("and its end:")
+    show_end(stack)
     return ctr.returncode
 
 
@@ -123,7 +125,14 @@ def show_phases(stack: Stack) -> None:
         print(f"  {record['phase']:<44} {(ended - began).total_seconds():6.3f} s")
 
 
-def records(stack: Stack) -> Iterator[dict[str, str]]:
+def show_end(stack: Stack) -> None:
+    """Print what the end was spent on, by the shim's own account."""
+    ended = next((record for record in records(stack) if record["event"] == "sandbox stopped"), None)
+    for phase, seconds in ended["seconds"].items() if ended else ():
+        print(f"  {phase:<44} {seconds:6.3f} s")
+
+
+def records(stack: Stack) -> Iterator[dict[str, Any]]:
     """Yield the JSON records that the shim wrote into containerd's log."""
     for line in (stack.run_dir / "log/containerd.log").read_text().splitlines():
         if line.startswith("{"):

@@ -331,16 +331,20 @@ class Sandbox:
             if not self.is_gone.is_set():  # else it fails by itself, and knows why
                 self._boot.cancel()
             await self._is_booted.wait()
+        spent: dict[str, float] = {}
         if self._agent is not None:
-            await self._stop_guest(self._agent)
+            await _timed(spent, "ending the guest", self._stop_guest(self._agent))
         if isinstance(self._order, Order):
-            await self._destroy_vm(self._order.service)
+            await _timed(spent, "destroying the VM", self._destroy_vm(self._order.service))
+        await _timed(spent, "unmounting", self._unmount())
+        _log.info("sandbox stopped", seconds=spent)
+
+    async def _unmount(self) -> None:
         from common import paths
         from common.linux import mounts
 
         async with self._mounting:
             await asyncio.to_thread(mounts.unmount_below, paths.sandbox_dir(self.sandbox_id))
-        _log.info("sandbox stopped")
 
     async def _stop_guest(self, agent: Agent) -> None:
         if not self.is_gone.is_set():
@@ -361,3 +365,11 @@ class Sandbox:
             await asyncio.to_thread(cleanup.kill_vm, self.sandbox_id)
         if self._vm is not None:
             await self.is_gone.wait()
+
+
+async def _timed(spent: dict[str, float], phase: str, work: Awaitable[None]) -> None:
+    """Await something and note how many seconds it took."""
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    await work
+    spent[phase] = round(clock() - began, 3)

@@ -39,6 +39,9 @@ async def test_a_container_lives_and_nothing_is_left(stand: ShimStand) -> None:
     assert await stand.containerd.wait_topics(4) == ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
     assert stand.devices.calls == ["attach", "confirm"]
     assert stand.vms.calls == ["create_vm", "destroy_vm"]
+    records = [json.loads(line) for line in stand.log().splitlines()]
+    spent = next(record["seconds"] for record in records if record["event"] == "sandbox stopped")
+    assert list(spent) == ["ending the guest", "destroying the VM", "unmounting"]
 
 
 @stand_test
