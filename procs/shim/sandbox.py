@@ -46,6 +46,9 @@ GUEST_STOP_TIMEOUT_S = 3
 _MAX_WORDS = 2000
 """Characters of what a VM printed that are logged: a line goes into containerd's pipe as a whole or not at all."""
 
+_PANIC = "Kernel panic - not syncing"
+"""How Linux begins to say why it panics (kernel/panic.c)."""
+
 _log = log.get()
 
 
@@ -322,7 +325,8 @@ class Sandbox:
     async def _tell_end(self, vm: Vm) -> None:
         """Log what a VM printed that ended by itself: the guest's kernel says on its console why it panics."""
         said = await self._last_words(vm)
-        _log.error("the VM ended by itself", said=said[-_MAX_WORDS:])
+        panic = said.rfind(_PANIC)  # behind it are registers and a trace, which may be longer than what is logged
+        _log.error("the VM ended by itself", said=said[panic:][:_MAX_WORDS] if panic >= 0 else said[-_MAX_WORDS:])
 
     async def _stop(self) -> None:
         if self._vm is not None and self.is_gone.is_set() and self._failure is None:

@@ -55,7 +55,6 @@ class VmRecord(msgspec.Struct, kw_only=True):
         device_manager: bus name of the shard of the device manager that it belongs to, for life.
         vm: what callers are told, or None while it is being started.
         next_device: number of the next device; only ever grows, so that no id is used twice in one VM.
-        processors: how many were ever plugged, for a hypervisor that cannot plug them again.
         devices: by our name for each, which is the hypervisor's id where we choose that.
     """
 
@@ -65,7 +64,6 @@ class VmRecord(msgspec.Struct, kw_only=True):
     device_manager: str = shards.FIRST
     vm: Vm | None = None
     next_device: int = 1
-    processors: int = 0
     devices: dict[str, DeviceRecord] = {}
 
     def save(self) -> None:

@@ -209,7 +209,8 @@ def test_only_the_last_call_waits_for_memory_to_run_out(guest: GuestSandbox) -> 
 
 def test_an_idle_agent_sleeps(guest: GuestSandbox) -> None:
     """Each wake-up is a switch of its own will (proc_pid_status(5)); a container in its namespace counts them."""
-    script = "count() { sed -n 's/^voluntary_ctxt_switches:\t//p' /proc/1/status; }; count; sleep 10; count"
+    count = "count() { sed -n 's/^voluntary_ctxt_switches:\t//p' /proc/1/status; }"
+    script = f"{count}; sleep 2; a=$(count); sleep 10; echo $a $(count)"
     task = guest.run("sh", "-c", script, pid="/proc/1/ns/pid")
     first, last = map(int, task.stdout.read_all().split())
     assert task.wait() == 0

@@ -51,7 +51,7 @@ def test_what_may_come_later_is_said_at_the_start() -> None:
     assert values(argv(default_memory=300), "-m") == ["300M"], "upstream's default would be all that the host has"
 
 
-@pytest.mark.parametrize(("accelerator", "cpu"), [("kvm", "host"), ("tcg", "max,la57=off")])
+@pytest.mark.parametrize(("accelerator", "cpu"), [("kvm", "host"), ("tcg", "max,la57=off,erms=off,fsrm=off")])
 def test_the_processor_fits_the_accelerator(accelerator: str, cpu: str) -> None:
     arguments = argv(accelerator=accelerator)
     assert values(arguments, "-cpu") == [cpu]

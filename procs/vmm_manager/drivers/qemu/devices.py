@@ -24,7 +24,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from common import log
-from common.errors import AlreadyExistsError, DeadlineError, HypervisorError, KataError, NotFoundError
+from common.errors import AlreadyExistsError, DeadlineError, HypervisorError, KataError, NotFoundError, UnsupportedError
 from common.services.vmm import AddedDevice, PresentDevice
 from procs.vmm_manager.record import DeviceRecord
 
@@ -46,9 +46,11 @@ class Backend(Protocol):
 
     Attributes:
         prefix: what the ids of its devices begin with.
+        kept: why its devices cannot be removed; empty if they can.
     """
 
     prefix: str
+    kept: str
 
     async def make(self, device_id: str, device: DeviceRecord) -> Mapping[str, object]:
         """Make what a device stands on; return the arguments of its ``device_add``, ``driver`` among them.
@@ -127,7 +129,11 @@ class Devices:
         Raises:
             NotFoundError: QEMU has no such device.
             HypervisorError: QEMU has not, and keeps the backend.
+            UnsupportedError: a device of its kind stays as long as the VM.
         """
+        device = self._record.devices.get(device_id)
+        if device is not None and (why := self._backends[type(device.spec)].kept):
+            raise UnsupportedError(f"{device_id} cannot be removed: {why}")
         try:
             await self._qmp.execute("device_del", id=device_id)
         except NotFoundError:

@@ -33,6 +33,7 @@ class Disks:
     """See :class:`procs.vmm_manager.drivers.qemu.devices.Backend`; the id of a device is also its node's name."""
 
     prefix = "disk-"
+    kept = ""
 
     def __init__(self, config: QemuConfig, qmp: Qmp) -> None:
         self._config = config

@@ -66,7 +66,7 @@ class QemuMachine:
             ShareSpec: Shares(Daemons(record, config, process, workers), qmp),
             BlockSpec: Disks(config, qmp),
             NetworkSpec: Nics(qmp),
-            CpuSpec: Cpus(record, config, vm.accelerator, qmp),
+            CpuSpec: Cpus(config, vm.accelerator, qmp),
             MemorySpec: Memory(qmp),
         }
         self._devices = Devices(record, Topology(config), backends, qmp, process, on_removed)

@@ -38,6 +38,7 @@ class Nics:
     """See :class:`procs.vmm_manager.drivers.qemu.devices.Backend`; the id of a device is also its end's on the host."""
 
     prefix = "nic-"
+    kept = ""
 
     def __init__(self, qmp: Qmp) -> None:
         self._qmp = qmp

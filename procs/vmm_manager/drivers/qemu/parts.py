@@ -1,9 +1,9 @@
 """Processors and memory of a VM that came after its boot. See :class:`procs.vmm_manager.drivers.qemu.devices.Backend`.
 
 A processor stands on nothing: QEMU has a list of all that the machine can ever have, and a device is one of them. Under
-emulation each has a place for its translated code that is never given back, and QEMU ends by an assertion when one is
-plugged for which there is none left (``tcg_register_thread`` in tcg/tcg.c). So they are counted, and the one too many
-is refused. A memory module (pc-dimm) stands on a memory backend, shared like the boot's since virtiofsd maps it.
+emulation one that has come stays: QEMU 7.2 was seen to end at one of three removals, and has no second place for the
+translated code of one that comes back (``tcg_register_thread`` in tcg/tcg.c). A memory module (pc-dimm) stands on a
+memory backend, shared like the boot's since virtiofsd maps it.
 
 The guest is told by ACPI and decides itself when it takes a part into use, and whether it gives one back: one that does
 not says so (``DEVICE_UNPLUG_GUEST_ERROR``), and keeps it.
@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from common.errors import HypervisorError, UnsupportedError
+from common.errors import HypervisorError
 from common.services.vmm import MemorySpec
 
 if TYPE_CHECKING:
     from common.config import QemuConfig
     from procs.vmm_manager.drivers.qemu.qmp import Qmp
-    from procs.vmm_manager.record import DeviceRecord, VmRecord
+    from procs.vmm_manager.record import DeviceRecord
 
 _OBJECTS = "/objects"
 
@@ -32,27 +32,17 @@ class Cpus:
 
     prefix = "cpu-"
 
-    def __init__(self, record: VmRecord, config: QemuConfig, accelerator: str, qmp: Qmp) -> None:
-        self._record = record
+    def __init__(self, config: QemuConfig, accelerator: str, qmp: Qmp) -> None:
+        self.kept = "under emulation QEMU may end when a processor goes" if accelerator == "tcg" else ""
         self._config = config
-        self._is_emulated = accelerator == "tcg"
         self._qmp = qmp
 
     async def make(self, _device_id: str, device: DeviceRecord) -> dict[str, object]:
         """Find the processor that belongs to the slot.
 
         Raises:
-            UnsupportedError: QEMU would end.
             HypervisorError: QEMU does not have so many.
         """
-        more = self._config.max_vcpus - self._config.default_vcpus
-        if self._is_emulated and self._record.processors >= more:
-            raise UnsupportedError(
-                f"QEMU's emulation has plugged {self._record.processors} processors, as many as this VM can ever have",
-                hint="under emulation one that was removed cannot come back; under KVM it can",
-            )
-        self._record.processors += 1
-        self._record.save()
         possible: list[dict[str, Any]] = await self._qmp.execute("query-hotpluggable-cpus")
         possible.sort(key=lambda cpu: sorted(cpu["props"].items()))
         number = self._config.default_vcpus + device.slot
@@ -79,6 +69,7 @@ class Memory:
     """Memory modules; the id of a device is also its backend's."""
 
     prefix = "memory-"
+    kept = ""
 
     def __init__(self, qmp: Qmp) -> None:
         self._qmp = qmp

@@ -16,6 +16,7 @@ class Shares:
     """See :class:`procs.vmm_manager.drivers.qemu.devices.Backend`; the id of a device is also its chardev's."""
 
     prefix = "share-"
+    kept = ""
 
     def __init__(self, daemons: Daemons, qmp: Qmp) -> None:
         self._daemons = daemons
