@@ -74,18 +74,10 @@ async def survive(stand: FakeStand, victim: Victim, *, kills: int, cycles: int) 
     assert await stand.manager.present(stand.sandbox_id) == []
 
 
-_SLOT_STAYS_TAKEN = pytest.mark.xfail(
-    reason="a known fault of the Firecracker driver (README, what does not work yet): a slot may stay taken",
-    strict=False,
-)
-
-
 @pytest.mark.parametrize("hypervisor", FAKES)
 @pytest.mark.parametrize("name", ["devices", "manager"])
 @in_event_loop
-async def test_a_manager_may_die_at_any_moment(name: str, hypervisor: str, request: pytest.FixtureRequest) -> None:
-    if (name, hypervisor[:11]) == ("manager", "firecracker"):
-        request.applymarker(_SLOT_STAYS_TAKEN)
+async def test_a_manager_may_die_at_any_moment(name: str, hypervisor: str) -> None:
     async with plugging(hypervisor) as stand:
         await survive(stand, getattr(stand, name), kills=8, cycles=20)
 

@@ -48,7 +48,9 @@ class Drives:
         self._lock = asyncio.Lock()
 
     async def add(self, request: AddDevice) -> AddedDevice:
-        """Put a disk in; undone if a step fails.
+        """Put a disk in; undone if a step fails. Asked again for the same attach, answer with what is there.
+
+        An earlier manager may have died with the answer, and Firecracker have carried out its request since.
 
         Raises:
             AlreadyExistsError: the slot is taken.
@@ -58,6 +60,9 @@ class Drives:
         require(self._places, request.bus, request.slot)
         async with self._lock, AsyncExitStack() as undo:
             await self._settle()
+            for device_id, device in self._record.devices.items():
+                if device.serial == request.serial:
+                    return _added(device_id, device)
             self._require_free(request)
             device_id, device = self._enter(request)
             undo.push_async_callback(self._undo, device_id)
@@ -67,7 +72,7 @@ class Drives:
                 undo.pop_all()  # the manager stops: the next one asks how far this came
                 raise
             undo.pop_all()
-        return AddedDevice(hypervisor_id=device_id, pci_path=device.place, storage_options=device.storage_options)
+        return _added(device_id, device)
 
     async def remove(self, device_id: str) -> None:
         """Take a disk out that the guest has let go.
@@ -140,7 +145,8 @@ class Drives:
         try:
             await self._clear(device_id)
         except KataError as err:
-            log.get().error("a refused disk stays", device=device_id, error=str(err))
+            log.get().warning("a refused disk is taken out later", device=device_id, error=str(err))
+            self._forget(device_id)  # nobody knows it any more, and :meth:`_settle` takes such out
 
     async def _clear(self, device_id: str) -> None:
         """Take a disk out if it is in, then forget it."""
@@ -163,3 +169,7 @@ class Drives:
         drives = (await self._api.get("/vm/config")).get("drives", [])
         named = {str(drive.get("path_on_host")): str(drive.get("drive_id")) for drive in drives}
         return {name: drive_id for name, drive_id in named.items() if name.startswith(_PREFIX)}
+
+
+def _added(device_id: str, device: DeviceRecord) -> AddedDevice:
+    return AddedDevice(hypervisor_id=device_id, pci_path=device.place, storage_options=device.storage_options)
