@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import stat
 import sys
 import uuid
@@ -68,7 +69,11 @@ class Stand:
         spec = BlockSpec(source=str(source), is_read_only=is_read_only, driver=self.record.config.block_device_driver)
         kinds = {own.kind: own.name for own in self.machine.vm.hotplug_buses}
         return AddDevice(
-            sandbox_id=self.record.sandbox_id, spec=spec, bus=bus or kinds[spec.bus_kind], slot=slot, serial="5" * 20
+            sandbox_id=self.record.sandbox_id,
+            spec=spec,
+            bus=bus or kinds[spec.bus_kind],
+            slot=slot,
+            serial=secrets.token_hex(10),
         )
 
     async def adopt(self) -> None:
