@@ -87,6 +87,8 @@ class Devices:
         if isinstance(request.spec, BlockSpec):
             await asyncio.to_thread(is_block_device, request.spec.source)
         async with self._lock:
+            if (added := await self._added_before(request.serial)) is not None:
+                return added
             self._require_free(request.bus, request.slot)
             name = self._enter(request)
             try:
@@ -181,6 +183,15 @@ class Devices:
         if isinstance(failure, HypervisorError):
             raise HypervisorError(failure.message + said, hint=failure.hint) from failure
         raise failure
+
+    async def _added_before(self, serial: str) -> AddedDevice | None:
+        """Return what an earlier manager plugged for the same attach before it died with the answer."""
+        name = next((name for name, device in self._record.devices.items() if device.serial == serial), None)
+        if name is None:
+            return None
+        info = await self._api.get("vm.info")
+        found = _found(info, name, self._record.devices[name])
+        return self._added(name, found, _bdf(_tree_of(info), found)) if found else None
 
     def _added(self, name: str, hypervisor_id: str, bdf: str) -> AddedDevice:
         self._learn(name, hypervisor_id)
