@@ -211,8 +211,9 @@ class Machine:
             backend.connect(str(body["socket"]))
             reason = "Get features failed"
             backend.sendall(_GET_FEATURES)
-            if len(backend.recv(_FEATURES_SIZE)) < _FEATURES_SIZE:
-                raise ConnectionResetError
+            with backend.makefile("rb") as answers:  # virtiofsd sends the head and the rest apart
+                if len(answers.read(_FEATURES_SIZE)) < _FEATURES_SIZE:
+                    raise ConnectionResetError
         except OSError as err:
             backend.close()
             raise RefusalError(500, *prefix, "Cannot create virtio-fs device", reason) from err
