@@ -23,7 +23,7 @@ from qemu.qmp import QMPClient
 
 from common import paths
 from common.bus.client import BusClient
-from common.bus.events import Received, Subscriber
+from common.bus.events import Received, Resync, Subscriber
 from common.bus.wire import Empty
 from common.config import ClhConfig, ExtraMonitor, FirecrackerConfig, HypervisorConfig, QemuConfig, VirtioFsSection
 from common.errors import InterruptedCallError, UnavailableError
@@ -280,6 +280,13 @@ async def heard(news: Subscriber, topic: str) -> Received:
         if isinstance(item, Received) and item.news.topic == topic:
             return item
     raise AssertionError(topic)
+
+
+async def resynced(news: Subscriber) -> None:
+    """Wait until a subscriber hears a publisher that is new to it: what was published before is lost to it."""
+    async for item in news:
+        if isinstance(item, Resync):
+            return
 
 
 async def removed(news: Subscriber) -> str:

@@ -18,7 +18,7 @@ from common.errors import AlreadyExistsError, HypervisorError, KataError, NotFou
 from common.services import vmm
 from common.testing.isolation import in_event_loop
 from common.testing.managed_guest import open_images
-from common.testing.vmm_stand import SERVICE, Monitor, booted, managing, removed
+from common.testing.vmm_stand import SERVICE, Monitor, booted, managing, removed, resynced
 
 if TYPE_CHECKING:
     from common.testing.vmm_stand import Manager
@@ -143,6 +143,7 @@ async def test_a_read_only_disk_may_be_in_two_vms(sandbox: str) -> None:
 @in_event_loop
 async def test_disks_survive_the_manager(sandbox: str) -> None:
     async with managing() as manager, Subscriber([SERVICE]) as news:
+        await resynced(news)
         vm = await manager.create(sandbox)
         await booted(vm)
         path, other = image(sandbox, "image1"), image(sandbox, "image2")
@@ -152,6 +153,7 @@ async def test_disks_survive_the_manager(sandbox: str) -> None:
         async with Monitor(vm) as monitor:
             await monitor.unplug("disk-2")  # by itself, as far as the manager knows
         await manager.start()
+        await resynced(news)
         await assert_agreed(manager, vm, {"disk-1": path})
         await manager.remove(sandbox, "disk-1")
         while await removed(news) != "disk-1":  # that of the other may be heard as well, or was told too early

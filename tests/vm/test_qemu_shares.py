@@ -15,7 +15,7 @@ from common.errors import AlreadyExistsError, HypervisorError, NotFoundError, Us
 from common.linux import cgroup, mounts
 from common.services import vmm
 from common.testing.isolation import in_event_loop
-from common.testing.vmm_stand import SERVICE, Monitor, booted, managing, removed
+from common.testing.vmm_stand import SERVICE, Monitor, booted, managing, removed, resynced
 
 
 def daemons(sandbox: str) -> list[psutil.Process]:
@@ -64,11 +64,13 @@ async def test_a_slot_takes_one_device(sandbox: str) -> None:
 @in_event_loop
 async def test_devices_survive_the_manager(sandbox: str) -> None:
     async with managing() as manager, Subscriber([SERVICE]) as news:
+        await resynced(news)
         await booted(await manager.create(sandbox))
         await manager.add(sandbox, 0)
         await manager.add(sandbox, 1)
         manager.kill()
         await manager.start()
+        await resynced(news)
         assert sorted(await manager.present(sandbox)) == ["share-1", "share-2"]
         with pytest.raises(AlreadyExistsError):
             await manager.add(sandbox, 0)
