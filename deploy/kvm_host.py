@@ -58,7 +58,7 @@ _INIT = """#!/bin/sh
 mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs devtmpfs /dev
 while read -r module; do insmod "/modules/$module"; done < /modules/order
 mount -t virtiofs host /host || poweroff -f
-mkdir -p /work && mount -o bind "/host{work}" /work
+mkdir -p /job && mount -o bind "/host{work}" /job
 mount -t proc proc /host/proc; mount -t sysfs sysfs /host/sys; mount -t devtmpfs devtmpfs /host/dev
 mkdir -p /host/dev/pts /host/dev/shm
 mount -t devpts devpts /host/dev/pts; mount -t tmpfs shm /host/dev/shm; mount -t tmpfs run /host/run
@@ -66,10 +66,10 @@ mount -t cgroup2 cgroup2 /host/sys/fs/cgroup
 mkdir -p /cwd && mount -o bind "/host{cwd}" /cwd
 mount -t tmpfs tmp /host/tmp
 mkdir -p "/host{cwd}" && mount -o bind /cwd "/host{cwd}"
-mkdir -p /host/run/kvm-host && mount -o bind /work /host/run/kvm-host
+mkdir -p /host/run/kvm-host && mount -o bind /job /host/run/kvm-host
 for port in /dev/vport*p1; do :; done
 chroot /host /bin/sh /run/kvm-host/script < /dev/null > "$port" 2>&1
-echo $? > /work/status
+echo $? > /job/status
 umount /host/run/kvm-host
 poweroff -f
 """
