@@ -96,6 +96,21 @@ async def started(stand: ShimStand) -> Shim:
     return Shim(stand, await stand.start())
 
 
+async def carry_streams(shim: Shim, *, status: int) -> None:
+    """Run a process that ends with a status; what it reads and writes has to pass unchanged, to its end."""
+    stand = shim.stand
+    out, err, stdin = Reader(stand, "out"), Reader(stand, "err"), stand.fifo("in")
+    sink = os.open(stdin, os.O_RDWR | os.O_NONBLOCK)
+    await shim.create("sh", "-c", f"cat; echo wrong >&2; exit {status}", stdin=stdin, stdout=out.path, stderr=err.path)
+    await shim.start()
+    os.write(sink, b"right\n")
+    await out.until(b"right\n")
+    os.close(sink)
+    await shim.close_io()
+    assert (await out.all(), await err.all()) == (b"right\n", b"wrong\n")
+    assert await shim.wait() == status
+
+
 async def refusal(work: Awaitable[object]) -> KataError:
     """Await something that fails; return its error."""
     with pytest.raises(KataError) as caught:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 
 from common.testing.fake_channel import FakeHybrid
-from common.testing.shim_client import KILLED, Reader, Shim, refusal, started
+from common.testing.shim_client import KILLED, Reader, Shim, carry_streams, refusal, started
 from common.testing.shim_stand import ShimStand, stand_test
 
 
@@ -24,16 +23,7 @@ def methods(stand: ShimStand) -> list[str]:
 @stand_test
 async def test_streams_of_a_container(stand: ShimStand) -> None:
     shim = await begun(stand)
-    out, err, stdin = Reader(stand, "out"), Reader(stand, "err"), stand.fifo("in")
-    sink = os.open(stdin, os.O_RDWR | os.O_NONBLOCK)
-    await shim.create("sh", "-c", "cat; echo wrong >&2; exit 3", stdin=stdin, stdout=out.path, stderr=err.path)
-    await shim.start()
-    os.write(sink, b"right\n")
-    await out.until(b"right\n")
-    os.close(sink)
-    await shim.close_io()
-    assert (await out.all(), await err.all()) == (b"right\n", b"wrong\n")
-    assert await shim.wait() == 3
+    await carry_streams(shim, status=3)
 
 
 @stand_test

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from common.channel import AGENT_VSOCK_PORT, STREAM_VSOCK_PORT
 from common.testing.fake_channel import FakeHybrid
-from common.testing.shim_client import KILLED, Reader, refusal, started
+from common.testing.shim_client import KILLED, Reader, carry_streams, refusal, started
 from common.testing.shim_stand import ShimStand, stand_test
 
 
@@ -30,16 +28,7 @@ async def test_the_agent_is_asked_again_until_it_listens(stand: ShimStand) -> No
 async def test_every_stream_is_a_connection(stand: ShimStand) -> None:
     stand.vms.channel = FakeHybrid
     shim = await started(stand)
-    out, err, stdin = Reader(stand, "out"), Reader(stand, "err"), stand.fifo("in")
-    sink = os.open(stdin, os.O_RDWR | os.O_NONBLOCK)
-    await shim.create("sh", "-c", "cat; echo wrong >&2", stdin=stdin, stdout=out.path, stderr=err.path)
-    await shim.start()
-    os.write(sink, b"right\n")
-    await out.until(b"right\n")
-    os.close(sink)
-    await shim.close_io()
-    assert (await out.all(), await err.all()) == (b"right\n", b"wrong\n")
-    assert await shim.wait() == 0
+    await carry_streams(shim, status=0)
     assert hybrid(stand).asked.count(STREAM_VSOCK_PORT) == 2
 
 

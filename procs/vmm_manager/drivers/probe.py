@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from common import config as configuration
 from common import log, paths
+from common.errors import UsageError
 from common.linux import identity
 
 if TYPE_CHECKING:
@@ -61,6 +63,13 @@ class Probe:
         self._argv = argv
         self._lock = asyncio.Lock()
         self._verdict: Verdict | None = None
+
+    async def prepare(self, section: type[HypervisorSection]) -> None:
+        """Find out with the host's configuration; if that is of another section, the first VM's is waited for."""
+        with suppress(UsageError):
+            config = configuration.load(configuration.find(os.environ.get("KATA_CONF_FILE", ""))).hypervisor
+            if isinstance(config, section):
+                await self.verdict(config)
 
     async def verdict(self, config: HypervisorSection) -> Verdict:
         """Return what is true of this host. What cannot boot at all says nothing about KVM: it will fail by itself."""

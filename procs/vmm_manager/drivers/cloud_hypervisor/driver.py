@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shlex
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
-from common import config as configuration
 from common import log, paths
 from common.config import ClhConfig
-from common.errors import HypervisorError, KataError, UnsupportedError, UsageError
+from common.errors import HypervisorError, KataError, UnsupportedError
 from common.linux import cgroup
 from common.services.channel import HybridVsock
 from common.services.vmm import BlockSpec, ShareSpec, Vm
@@ -49,12 +47,8 @@ class ClhDriver:
         self._probe = Probe(requests.probe_argv)
 
     async def prepare(self) -> None:
-        """Find out whether KVM works, with the host's configuration; without one, the first VM's is waited for."""
-        with suppress(UsageError):
-            path = configuration.find(os.environ.get("KATA_CONF_FILE", ""))
-            config = configuration.load(path).hypervisor
-            if isinstance(config, ClhConfig):
-                await self._probe.verdict(config)
+        """Find out whether KVM works."""
+        await self._probe.prepare(ClhConfig)
 
     async def start(self, record: VmRecord, workers: Workers, on_removed: Callable[[str], None]) -> ClhMachine:
         """Start Cloud Hypervisor and have it boot a VM; return when the guest has begun.

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shlex
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import config as configuration
 from common import log, paths
 from common.config import FirecrackerConfig
-from common.errors import DeadlineError, HypervisorError, UnavailableError, UnsupportedError, UsageError
+from common.errors import DeadlineError, HypervisorError, UnavailableError, UnsupportedError
 from common.linux import cgroup, inotify
 from common.services.channel import HybridVsock
 from common.services.vmm import BlockSpec, Vm
@@ -61,11 +59,8 @@ class FirecrackerDriver:
         self._versions: dict[tuple[str, int], str] = {}
 
     async def prepare(self) -> None:
-        """Find out whether KVM works, with the host's configuration; without one, the first VM's is waited for."""
-        with suppress(UsageError):
-            config = configuration.load(configuration.find(os.environ.get("KATA_CONF_FILE", ""))).hypervisor
-            if isinstance(config, FirecrackerConfig):
-                await self._probe.verdict(config)
+        """Find out whether KVM works."""
+        await self._probe.prepare(FirecrackerConfig)
 
     async def start(self, record: VmRecord, workers: Workers, on_removed: Callable[[str], None]) -> FirecrackerMachine:
         """Start Firecracker and its VM; the guest boots meanwhile.

@@ -8,10 +8,9 @@ import shlex
 from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from common import config as configuration
 from common import log, paths
 from common.config import QemuConfig
-from common.errors import HypervisorError, UsageError
+from common.errors import HypervisorError
 from common.linux import cgroup
 from common.services.vmm import BlockSpec, CpuSpec, MemorySpec, NetworkSpec, ShareSpec, Vm
 from procs.vmm_manager.drivers import Capabilities
@@ -47,12 +46,8 @@ class QemuDriver:
         self._probe = Probe(probe_argv)
 
     async def prepare(self) -> None:
-        """Find out whether KVM works, with the host's configuration; without one, the first VM's is waited for."""
-        with suppress(UsageError):
-            path = configuration.find(os.environ.get("KATA_CONF_FILE", ""))
-            config = configuration.load(path).hypervisor
-            if isinstance(config, QemuConfig):
-                await self._probe.verdict(config)
+        """Find out whether KVM works."""
+        await self._probe.prepare(QemuConfig)
 
     async def start(self, record: VmRecord, workers: Workers, on_removed: Callable[[str], None]) -> QemuMachine:
         """Start QEMU and return when its monitor answers; the guest boots meanwhile.
