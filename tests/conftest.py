@@ -45,6 +45,7 @@ def pytest_configure() -> None:
     sys.addaudithook(_note)
     hypothesis.settings.register_profile("any machine", deadline=None)  # no test is about wall time
     hypothesis.settings.load_profile("any machine")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: whoever started something ends it
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 

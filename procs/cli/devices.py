@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from common import shards
-from common.bus.client import BusClient
-from common.errors import KataError, NotFoundError
+from common.errors import NotFoundError
 from common.services import device as contract
 from common.services.vmm import BlockSpec
 from procs.cli.columns import age, aligned, moment
+from procs.cli.services import ask_all
 
 if TYPE_CHECKING:
     import argparse
 
-    from common.bus.wire import Verb
     from common.services.device import Device, Story
 
-Q = TypeVar("Q", bound=msgspec.Struct)
-R = TypeVar("R", bound=msgspec.Struct)
-
-_TIMEOUT_S = 5.0
 _HEADINGS = ("DEVICE", "SANDBOX", "STATE", "SINCE", "KIND", "PLACE", "PCI", "HYPERVISOR ID", "HOLDERS", "SOURCE")
 
 
@@ -57,7 +50,7 @@ async def run(arguments: argparse.Namespace) -> None:
 
 async def _list(sandbox_id: str, *, is_json: bool) -> None:
     """Print the devices of every shard; those of a shard that is down are missed, and that is said at the end."""
-    answers, failures = await _ask_all(contract.LIST_DEVICES, contract.ListDevices(sandbox_id=sandbox_id))
+    answers, failures = await ask_all(contract.LIST_DEVICES, contract.ListDevices(sandbox_id=sandbox_id))
     devices = sorted((device for answer in answers for device in answer.devices), key=lambda device: device.device_id)
     if answers:
         _print_list(contract.DeviceList(devices=tuple(devices)), is_json=is_json)
@@ -76,7 +69,7 @@ def _print_list(listed: contract.DeviceList, *, is_json: bool) -> None:
 
 async def _tell_story(device_id: str, *, is_json: bool) -> None:
     """Print what happened to a device, as the shard tells that knows it."""
-    stories, failures = await _ask_all(contract.TELL_STORY, contract.TellStory(device_id=device_id))
+    stories, failures = await ask_all(contract.TELL_STORY, contract.TellStory(device_id=device_id))
     if not stories:
         raise min(failures, key=lambda failure: isinstance(failure, NotFoundError))
     (story,) = stories
@@ -84,23 +77,6 @@ async def _tell_story(device_id: str, *, is_json: bool) -> None:
         _print_json(story)
     else:
         print(f"device {story.device_id} of sandbox {story.sandbox_id}\n{aligned(_chapters(story))}")
-
-
-async def _ask_all(verb: Verb[Q, R], request: Q) -> tuple[list[R], list[KataError]]:
-    """Return what the shards answered, and why others did not."""
-    async with BusClient() as bus:
-        calls = (bus.call(service, verb, request, timeout_s=_TIMEOUT_S) for service in shards.services())
-        outcomes = await asyncio.gather(*calls, return_exceptions=True)
-    answers: list[R] = []
-    failures: list[KataError] = []
-    for outcome in outcomes:
-        if isinstance(outcome, KataError):
-            failures.append(outcome)
-        elif isinstance(outcome, BaseException):
-            raise outcome
-        else:
-            answers.append(outcome)
-    return answers, failures
 
 
 def _print_json(message: msgspec.Struct) -> None:
