@@ -43,6 +43,24 @@ class Storage(Message):
     mount_point: str = string(6)
 
 
+class Device(Message):
+    """A disk of the guest that a container gets as a device node.
+
+    Attributes:
+        id: where it is, as in a :class:`Storage` of the driver that is named like its type.
+        type: ``blk``, ``scsi`` or ``mmioblk``.
+        vm_path: its node in the guest, where the host knows it.
+        container_path: its node in the container, which the specification has with the numbers of the host.
+        options: what a storage has for driver options; upstream's agent does not look at them.
+    """
+
+    id: str = string(1)
+    type: str = string(2)
+    vm_path: str = string(3)
+    container_path: str = string(4)
+    options: list[str] = repeated(string(5))
+
+
 class CreateSandboxRequest(Message):
     """``CreateSandbox``."""
 
@@ -57,6 +75,7 @@ class CreateContainerRequest(Message):
 
     container_id: str = string(1)
     exec_id: str = string(2)
+    devices: list[Device] = messages(4, Device)
     storages: list[Storage] = messages(5, Storage)
     oci: Spec | None = message(6, Spec)
     stdin_port: int = uint(9)

@@ -24,6 +24,7 @@ from common.protocols.agent import (
     ContainerRequest,
     CreateContainerRequest,
     CreateSandboxRequest,
+    Device,
     Empty,
     ExecProcessRequest,
     RemoveContainerRequest,
@@ -100,6 +101,7 @@ class GuestSandbox:
         terminal: bool = False,
         adjust: Callable[[oci.Spec], object] = lambda _: None,
         storages: Sequence[Storage] = (),
+        devices: Sequence[Device] = (),
         **namespaces: str,
     ) -> Task:
         """Create a container.
@@ -109,17 +111,20 @@ class GuestSandbox:
             stdin: whether it has standard input.
             terminal: whether it has a terminal.
             adjust: changes its specification.
-            storages: what is to be mounted first; the first is its root.
+            storages: what is to be mounted first; the first file system is its root.
+            devices: its device nodes.
             namespaces: paths of namespaces to join.
         """
         container_id = f"c{next(self._ids)}"
         task = Task(self, container_id, container_id, stdin=stdin, terminal=terminal)
-        root = storages[0].mount_point if storages else f"{SHARE_MOUNT_POINT}/base/rootfs"
+        file_systems = [storage.mount_point for storage in storages if storage.fstype != "bind"]
+        root = file_systems[0] if file_systems else f"{SHARE_MOUNT_POINT}/base/rootfs"
         spec = container_spec(root, *args, terminal=terminal, **namespaces)
         adjust(spec)
         request = CreateContainerRequest(
             container_id=container_id,
             exec_id=container_id,
+            devices=list(devices),
             storages=list(storages),
             oci=spec,
             stdin_port=task.stdin.number if task.stdin else NO_STREAM,
@@ -140,10 +145,13 @@ class GuestSandbox:
         terminal: bool = False,
         adjust: Callable[[oci.Spec], object] = lambda _: None,
         storages: Sequence[Storage] = (),
+        devices: Sequence[Device] = (),
         **namespaces: str,
     ) -> Task:
         """Create a container and start it."""
-        task = self.create(*args, stdin=stdin, terminal=terminal, adjust=adjust, storages=storages, **namespaces)
+        task = self.create(
+            *args, stdin=stdin, terminal=terminal, adjust=adjust, storages=storages, devices=devices, **namespaces
+        )
         task.start()
         return task
 

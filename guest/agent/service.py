@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from common import status
 from common.protocols import agent as messages
-from guest.agent import storage
+from guest.agent import devices, storage
 from guest.agent.container import Container
 from guest.agent.crun import Crun
 from guest.agent.files import has_file, read_text
@@ -87,6 +87,7 @@ class Service:
         details = messages.AgentDetails(
             version=VERSION,
             init_daemon=True,
+            device_handlers=list(devices.TYPES),
             storage_handlers=list(storage.DRIVERS),
             supports_seccomp=True,
             extra_features=[messages.STREAM_PORTS_FEATURE],
@@ -104,13 +105,17 @@ class Service:
         spec = request.oci
         if spec is None or spec.root is None or spec.process is None or not spec.process.args:
             raise RpcError(status.INVALID_ARGUMENT, f"container {container_id}: specification without root or process")
-        storage.check(request.storages)
+        nodes = devices.as_storages(container_id, request.devices, spec)
+        storages = [*request.storages, *nodes]
+        storage.check(storages)
         streams = _streams(request, is_terminal=spec.process.terminal)
 
         def make() -> Container:
+            devices.renumber(spec, request.devices, nodes)
+            devices.allow(spec, request.storages)
             return Container(self._sandbox.guest, container_id, spec, streams)
 
-        self._sandbox.create(container_id, request.storages, make, call)
+        self._sandbox.create(container_id, storages, make, call)
 
     def start_container(self, request: messages.ContainerRequest, call: Call) -> None:
         """Start the container's first process."""

@@ -11,6 +11,9 @@ serial=<serial>   the disk's
 sectors=<number>  its size in sectors of 512 bytes (``mmioblk``)
 untold            the guest hears nothing of this disk: it has to look for it, and to let it go by itself (``blk``)
 ================  =====================================================================================================
+
+A storage of type ``bind`` is a disk's node itself, at a mount point that is a file, and not a file system on it
+(:mod:`guest.agent.devices`).
 """
 
 from __future__ import annotations
@@ -19,9 +22,9 @@ import errno
 import posix
 
 from common import status
-from common.mount_options import parse_options
+from common.mount_options import MS_BIND, parse_options
 from guest.agent import kernel, modules
-from guest.agent.files import make_directories
+from guest.agent.files import make_directories, write_text
 from guest.agent.log import log
 from guest.agent.rpc import RpcError
 
@@ -35,12 +38,15 @@ if TYPE_CHECKING:
 
     Done = Callable[[str], None]
 
+BIND = "bind"
+"""The type of a storage that is not a file system (upstream's shim names it so)."""
+
 _DEVICE_TIMEOUT_S = 10
 
 _NOT_YET = {"virtio-fs": errno.EINVAL, "blk": errno.ENXIO, "scsi": errno.ENXIO, "mmioblk": errno.ENXIO}
-"""What mount(2) says of a device that is not complete: virtio_fs_get_tree (fs/fuse/virtio_fs.c) of a tag that it has
-not seen, and blkdev_get_no_open (block/bdev.c) of a disk whose node is there before it can be opened (block/genhd.c,
-device_add_disk). There will be news of it."""
+"""What mount(2) and open(2) say of a device that is not complete: virtio_fs_get_tree (fs/fuse/virtio_fs.c) of a tag
+that it has not seen, and blkdev_get_no_open (block/bdev.c) of a disk whose node is there before it can be opened
+(block/genhd.c, device_add_disk). There will be news of it."""
 
 
 class Driver:
@@ -218,7 +224,7 @@ class Storages:
         try:
             modules.load(driver.module)
             modules.load(storage.fstype)
-            make_directories(storage.mount_point)
+            _make_mount_point(storage)
             driver.look_for(storage)
         except OSError as err:
             done(f"cannot prepare to mount {storage.source!r} at {storage.mount_point}: {err}")
@@ -277,10 +283,21 @@ def _name(storage: Storage) -> str:
     return f"{storage.source!r} with serial {serial}" if serial else repr(storage.source)
 
 
+def _make_mount_point(storage: Storage) -> None:
+    if storage.fstype == BIND:
+        make_directories(storage.mount_point.rpartition("/")[0])
+        write_text(storage.mount_point, "")
+    else:
+        make_directories(storage.mount_point)
+
+
 def _try_mount(source: str, storage: Storage) -> str | None:
     """Return an empty text if it is mounted, an error if it cannot be, or None if its device is not there."""
     flags, data = parse_options(storage.options)
     try:
+        if storage.fstype == BIND:
+            flags |= MS_BIND
+            posix.close(posix.open(source, posix.O_RDONLY | posix.O_CLOEXEC))  # fails until the disk is complete
         kernel.mount(source, storage.mount_point, storage.fstype, flags, data)
     except OSError as err:
         if err.errno == _NOT_YET.get(storage.driver):
