@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 NUMBERS: dict[type[Message], dict[str, int]] = {
     agent.CreateSandboxRequest: {"hostname": 1, "storages": 3, "sandbox_id": 5, "guest_hook_path": 6},
     agent.Storage: {"driver": 1, "driver_options": 2, "source": 3, "fstype": 4, "options": 5, "mount_point": 6},
+    agent.Device: {"id": 1, "type": 2, "vm_path": 3, "container_path": 4, "options": 5},
     agent.CreateContainerRequest: {
         "container_id": 1, "exec_id": 2, "storages": 5, "oci": 6, "stdin_port": 9, "stdout_port": 10, "stderr_port": 11,
     },
