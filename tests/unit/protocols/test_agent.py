@@ -18,7 +18,8 @@ NUMBERS: dict[type[Message], dict[str, int]] = {
     agent.Storage: {"driver": 1, "driver_options": 2, "source": 3, "fstype": 4, "options": 5, "mount_point": 6},
     agent.Device: {"id": 1, "type": 2, "vm_path": 3, "container_path": 4, "options": 5},
     agent.CreateContainerRequest: {
-        "container_id": 1, "exec_id": 2, "storages": 5, "oci": 6, "stdin_port": 9, "stdout_port": 10, "stderr_port": 11,
+        "container_id": 1, "exec_id": 2, "devices": 4, "storages": 5, "oci": 6,
+        "stdin_port": 9, "stdout_port": 10, "stderr_port": 11,
     },
     agent.ContainerRequest: {"container_id": 1},
     agent.RemoveContainerRequest: {"container_id": 1, "timeout": 2},
