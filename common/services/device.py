@@ -73,7 +73,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
         hypervisor_id: what the hypervisor calls it; empty until it has answered.
         bus: the bus it is on, also while its removal is pending.
         slot: its place on the bus.
-        pci_path: where the guest finds it; empty if it is not known.
+        guest_path: see :class:`common.services.vmm.AddedDevice`; empty also until the hypervisor has answered.
         storage_options: see :class:`common.services.vmm.AddedDevice`.
         state: ``attaching``, ``plugged``, ``attached``, ``detaching``, ``overdue``; ``quarantined``: the guest never
             let go; ``unknown``: found in the hypervisor, attached by nobody that we know.
@@ -91,7 +91,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     hypervisor_id: str = ""
     bus: str
     slot: int
-    pci_path: str = ""
+    guest_path: str = ""
     storage_options: str = ""
     state: str
     since: float

@@ -137,15 +137,16 @@ class AddedDevice(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         hypervisor_id: what the hypervisor calls it; never used twice in one VM.
-        pci_path: where the guest finds it, slots in hexadecimal from the root bus, for example ``02/00``. Of a device
-            on a SCSI bus: where it finds the controller; see :func:`scsi_address` for the rest. Of one on an MMIO bus:
-            what a guest without other disks has called it since its boot, for example ``vda``.
+        guest_path: where the guest finds it, in the terms of its bus (:class:`BusKind`). PCI: slots in hexadecimal from
+            the root bus, for example ``02/00``. SCSI: target and unit, for example ``0:7``. MMIO: the node that a guest
+            without other disks has had since its boot, for example ``/dev/vda``. Empty if there is no such place, or it
+            is not known. An agent takes it as the source of a storage.
         storage_options: what the agent must be told to find it, as options of a storage's driver
             (:mod:`guest.agent.storage`) between commas; empty if that is the serial of the request and nothing else.
     """
 
     hypervisor_id: str
-    pci_path: str
+    guest_path: str = ""
     storage_options: str = ""
 
 
@@ -166,7 +167,7 @@ class PresentDevice(msgspec.Struct, frozen=True, kw_only=True):
     bus: str
     slot: int
     serial: str
-    pci_path: str = ""
+    guest_path: str = ""
     storage_options: str = ""
     spec: DeviceSpec | None = None
 
@@ -175,11 +176,6 @@ class PresentDevices(msgspec.Struct, frozen=True, kw_only=True):
     """The hypervisor's own list of the hot-plugged devices of a VM."""
 
     devices: tuple[PresentDevice, ...]
-
-
-def scsi_address(slot: int) -> str:
-    """Return ``<target>:<lun>`` of a slot of a SCSI bus, 256 units a target, as upstream numbers them."""
-    return f"{slot // 256}:{slot % 256}"
 
 
 CREATE_VM = Verb("create_vm", CreateVm, Vm)

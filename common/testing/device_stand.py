@@ -89,7 +89,7 @@ class FakeVmManager:
     def take(self, hypervisor_id: str, *, bus: str, slot: int, serial: str, spec: vmm.DeviceSpec | None = None) -> None:
         """Have the hypervisor take a device."""
         self.present[hypervisor_id] = vmm.PresentDevice(
-            hypervisor_id=hypervisor_id, bus=bus, slot=slot, serial=serial, pci_path="04/00", spec=spec
+            hypervisor_id=hypervisor_id, bus=bus, slot=slot, serial=serial, guest_path="04/00", spec=spec
         )
 
     async def stop(self) -> None:
@@ -127,7 +127,7 @@ class FakeVmManager:
         self.take(hypervisor_id, bus=request.bus, slot=request.slot, serial=request.serial, spec=request.spec)
         if error:
             raise error
-        return vmm.AddedDevice(hypervisor_id=hypervisor_id, pci_path="04/00")
+        return vmm.AddedDevice(hypervisor_id=hypervisor_id, guest_path="04/00")
 
     async def _remove(self, request: vmm.RemoveDevice) -> Empty:
         if request.hypervisor_id not in self.present:

@@ -20,7 +20,7 @@ from common import paths
 from common.bus.client import BusClient
 from common.config import BlockDriver
 from common.protocols.agent import CONTAINERS_DIRECTORY, Storage
-from common.services.vmm import BlockSpec, scsi_address
+from common.services.vmm import BlockSpec
 from common.testing.device_stand import DeviceManager
 from common.testing.guest_sandbox import GuestSandbox
 from common.testing.guest_vm import GuestVm
@@ -127,7 +127,7 @@ def _storage(disk: Device) -> Storage:
     return Storage(
         driver="scsi" if is_scsi else "blk",
         driver_options=[f"serial={disk.serial}"],
-        source=scsi_address(disk.slot) if is_scsi else disk.pci_path,
+        source=disk.guest_path,
         fstype="ext4",
         mount_point=f"{CONTAINERS_DIRECTORY}/{disk.serial}/rootfs",
     )

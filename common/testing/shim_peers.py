@@ -176,7 +176,7 @@ class FakeDeviceManager:
             hypervisor_id="share-1",
             bus=request.buses[0].name,
             slot=0,
-            pci_path="02/00",
+            guest_path="02/00",
             state="plugged",
             since=0.0,
             spec=request.spec,

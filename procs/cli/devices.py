@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from common.services.device import Device, Story
 
-_HEADINGS = ("DEVICE", "SANDBOX", "STATE", "SINCE", "KIND", "PLACE", "PCI", "HYPERVISOR ID", "HOLDERS", "SOURCE")
+_HEADINGS = ("DEVICE", "SANDBOX", "STATE", "SINCE", "KIND", "PLACE", "IN GUEST", "HYPERVISOR ID", "HOLDERS", "SOURCE")
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -91,7 +91,7 @@ def _row(device: Device, now: float) -> tuple[str, ...]:
         age(device.since, now),
         device.kind,
         f"{device.bus}/{device.slot}",
-        device.pci_path,
+        device.guest_path,
         device.hypervisor_id,
         _holders(device),
         _source(device),

@@ -167,7 +167,7 @@ class Commands:
             command,
             Event.ADDED,
             hypervisor_id=added.hypervisor_id,
-            pci_path=added.pci_path,
+            guest_path=added.guest_path,
             storage_options=added.storage_options,
         )
 
@@ -216,7 +216,7 @@ def _learned(present: vmm.PresentDevice | None) -> dict[str, str]:
     """Return what a hypervisor's list tells of a device."""
     if present is None:
         return {}
-    names = ("hypervisor_id", "pci_path", "storage_options")
+    names = ("hypervisor_id", "guest_path", "storage_options")
     return {name: getattr(present, name) for name in names}
 
 

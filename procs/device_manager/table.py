@@ -162,7 +162,7 @@ class Table:
             hypervisor_id=present.hypervisor_id,
             bus=present.bus,
             slot=present.slot,
-            pci_path=present.pci_path,
+            guest_path=present.guest_path,
             storage_options=present.storage_options,
             state=State.NEW,
             since=self._clock(),

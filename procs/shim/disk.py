@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from common.config import BlockDriver
 from common.protocols.agent import CONTAINERS_DIRECTORY, Storage
-from common.services.vmm import BlockSpec, scsi_address
+from common.services.vmm import BlockSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from common.config import HypervisorSection
     from common.protocols.task import Mount
@@ -27,12 +27,12 @@ _GUEST_FILE_SYSTEMS = frozenset(("ext4", "erofs", "xfs"))
 _LOOP = "loop"
 _READ_ONLY_FILE_SYSTEMS = frozenset(("erofs",))
 
-# Driver and source, as upstream's agent knows them, of a disk that was plugged.
-_STORAGES: dict[BlockDriver, tuple[str, Callable[[Device], str]]] = {
-    BlockDriver.VIRTIO_BLK: ("blk", lambda device: device.pci_path),
-    BlockDriver.VIRTIO_SCSI: ("scsi", lambda device: scsi_address(device.slot)),
-    BlockDriver.VIRTIO_MMIO: ("mmioblk", lambda device: f"/dev/{device.pci_path}"),
+_STORAGES = {
+    BlockDriver.VIRTIO_BLK: "blk",
+    BlockDriver.VIRTIO_SCSI: "scsi",
+    BlockDriver.VIRTIO_MMIO: "mmioblk",
 }
+"""What upstream's agent calls the storage on such a disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +53,10 @@ class Disk:
 
     def storage(self, plugged: Device) -> Storage:
         """Return what the agent is told of it."""
-        driver, source_of = _STORAGES[self.spec.driver]
         return Storage(
-            driver=driver,
+            driver=_STORAGES[self.spec.driver],
             driver_options=(plugged.storage_options or f"serial={plugged.serial}").split(","),
-            source=source_of(plugged),
+            source=plugged.guest_path,
             fstype=self.fstype,
             options=list(self.options),
             mount_point=self.mount_point,

@@ -29,7 +29,7 @@ class DeviceRecord(msgspec.Struct, kw_only=True):
         slot: its place there.
         serial: by which the device manager knows it.
         spec: what was asked for.
-        place: where in the guest it is, if that does not follow from bus and slot.
+        place: its path in the guest, if that does not follow from bus and slot.
         storage_options: what callers are told of it, see :class:`common.services.vmm.AddedDevice`.
         daemon: the process that serves it; None until it is started.
         hypervisor_id: what the hypervisor calls it, if that is the hypervisor's choice; empty until it has answered.

@@ -66,7 +66,7 @@ async def test_a_share_is_served_until_the_guest_lets_it_go() -> None:
     async with running() as (manager, vm, fake), Subscriber([manager.service]) as news:
         Path(paths.share_dir(vm.sandbox_id)).mkdir()
         added = await manager.add(vm.sandbox_id)
-        assert added == vmm.AddedDevice(hypervisor_id="_fs1", pci_path="03")
+        assert added == vmm.AddedDevice(hypervisor_id="_fs1", guest_path="03")
         assert len(cgroup.processes(vm.sandbox_id)) > 1, "virtiofsd is the sandbox's"
         await fake.guest_lets_go(does=False)
         await manager.remove(vm.sandbox_id, "_fs1")

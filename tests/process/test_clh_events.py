@@ -66,7 +66,7 @@ async def test_a_slot_of_ours_is_a_slot_of_the_guest() -> None:
     async with plugging("clh") as stand:
         last = stand.vm.hotplug_buses[0].slots - 1
         paths = [
-            (await stand.manager.plug(stand.sandbox_id, stand.disk(name), slot)).pci_path
+            (await stand.manager.plug(stand.sandbox_id, stand.disk(name), slot)).guest_path
             for name, slot in (("a", 0), ("z", last))
         ]
         assert paths == ["03", "1f"], "from behind the host bridge, virtio-rng and vsock to the end"
@@ -83,6 +83,6 @@ async def test_a_version_that_is_too_old_is_refused_and_nothing_is_left() -> Non
 async def test_a_version_without_slots_of_our_choice_gets_none() -> None:
     async with plugging("clh", "--as", "51.1.0") as stand:
         added = await stand.manager.plug(stand.sandbox_id, stand.disk("a"), 5)
-        assert added.pci_path == "03", "the lowest that is free"
+        assert added.guest_path == "03", "the lowest that is free"
         listed = await stand.manager.list(stand.sandbox_id)
         assert [(device.slot, device.hypervisor_id) for device in listed] == [(5, added.hypervisor_id)]

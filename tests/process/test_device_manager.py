@@ -40,7 +40,7 @@ def release(stand: Stand) -> None:
 async def test_attach_confirm_detach() -> None:
     async with standing() as stand:
         plugged = await stand.attach()
-        assert (plugged.state, plugged.hypervisor_id, plugged.bus, plugged.pci_path) == (
+        assert (plugged.state, plugged.hypervisor_id, plugged.bus, plugged.guest_path) == (
             "plugged",
             "share-1",
             "port0",

@@ -144,7 +144,7 @@ async def test_a_journal_that_is_lost_is_rebuilt_from_the_hypervisors_list() -> 
         await stand.wait_devices({"share-1": "unknown"})
         assert (await stand.attach("b")).bus == "port1", "the place of the unknown device is not given away"
         (found, _) = await stand.list()
-        assert (found.spec, found.pci_path) == (share("a"), "04/00")
+        assert (found.spec, found.guest_path) == (share("a"), "04/00")
         with pytest.raises(AlreadyExistsError, match="by whom is not known any more"):
             await stand.attach("a")
         await stand.detach(found)

@@ -172,8 +172,8 @@ async def test_a_disk_on_pci_is_found_by_slot_and_serial_and_leaves_no_trace(run
     async with starting(run_dir, **PCI) as stand:
         first = await stand.machine.add_device(stand.request(disk(run_dir, "a")))
         second = await stand.machine.add_device(stand.request(disk(run_dir, "b"), 7))
-        assert (first.hypervisor_id, first.pci_path) == ("disk_1", "03")
-        assert (second.hypervisor_id, second.pci_path) == ("disk_2", "04"), "the lowest free slot, whatever ours is"
+        assert (first.hypervisor_id, first.guest_path) == ("disk_1", "03")
+        assert (second.hypervisor_id, second.guest_path) == ("disk_2", "04"), "the lowest free slot, whatever ours is"
         assert first.storage_options.endswith(",untold")
         assert first.storage_options != second.storage_options
         assert not (stand.root / "disk_1").exists(), "the node is there only while it is opened"
@@ -181,7 +181,7 @@ async def test_a_disk_on_pci_is_found_by_slot_and_serial_and_leaves_no_trace(run
         await stand.machine.remove_device("disk_1")
         assert stand.removed == ["disk_1"]
         third = await stand.machine.add_device(stand.request(disk(run_dir, "a")))
-        assert (third.hypervisor_id, third.pci_path) == ("disk_3", "03")
+        assert (third.hypervisor_id, third.guest_path) == ("disk_3", "03")
         assert third.storage_options != first.storage_options, "the same file, another attach, another serial"
         assert [device.hypervisor_id for device in await stand.machine.present_devices()] == ["disk_2", "disk_3"]
 
@@ -190,10 +190,10 @@ async def test_a_disk_on_pci_is_found_by_slot_and_serial_and_leaves_no_trace(run
 async def test_a_disk_takes_the_place_of_a_placeholder_that_fits(run_dir: Path) -> None:
     async with starting(run_dir, "1.12.1", placeholder_drives=2, read_only_placeholder_drives=1) as stand:
         added = await stand.machine.add_device(stand.request(disk(run_dir, "a"), 1))
-        assert (added.hypervisor_id, added.pci_path) == ("disk_1", "vdb")
+        assert (added.hypervisor_id, added.guest_path) == ("disk_1", "/dev/vdb")
         assert added.storage_options.endswith(f",sectors={MIB // 512}")
         read_only = await stand.machine.add_device(stand.request(disk(run_dir, "b"), is_read_only=True))
-        assert read_only.pci_path == "vdc"
+        assert read_only.guest_path == "/dev/vdc"
         files = await stand.ask("guest")
         assert files == {"drive_0": "placeholder", "drive_1": "disk_1", "drive_2": "disk_2"}
         await stand.machine.remove_device("disk_1")
@@ -268,7 +268,7 @@ async def test_what_a_dead_manager_asked_for_and_is_done_late_is_taken_out(
         assert await stand.machine.present_devices() == []
         assert await stand.ask("has") == [[], []]
         again = await stand.machine.add_device(stand.request(disk(run_dir, "a")))
-        assert (again.hypervisor_id, again.pci_path) == ("disk_2", "03" if changes else "vda")
+        assert (again.hypervisor_id, again.guest_path) == ("disk_2", "03" if changes else "/dev/vda")
 
 
 @in_event_loop
@@ -286,7 +286,7 @@ async def test_a_guest_that_panics_ends_the_vm_and_its_last_words_are_known(run_
 async def test_without_a_jailer_the_same_works(run_dir: Path) -> None:
     async with starting(run_dir, jailer_path="", **PCI) as stand:
         assert stand.root.stat().st_uid == 0
-        assert (await stand.machine.add_device(stand.request(disk(run_dir, "a")))).pci_path == "03"
+        assert (await stand.machine.add_device(stand.request(disk(run_dir, "a")))).guest_path == "03"
 
 
 @pytest.mark.parametrize(

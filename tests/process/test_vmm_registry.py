@@ -62,7 +62,7 @@ class FakeMachine:
     async def add_device(self, request: AddDevice) -> AddedDevice:
         if not Path(request.spec.source).is_dir():
             raise FileNotFoundError(request.spec.source)
-        return AddedDevice(hypervisor_id="d1", pci_path="01/00")
+        return AddedDevice(hypervisor_id="d1", guest_path="01/00")
 
     async def remove_device(self, hypervisor_id: str) -> None:
         self.on_removed(hypervisor_id)

@@ -62,7 +62,7 @@ async def assert_agreed(manager: Manager, vm: vmm.Vm, wanted: dict[str, str], mo
 @pytest.mark.parametrize("driver", [BlockDriver.VIRTIO_BLK, BlockDriver.VIRTIO_SCSI])
 @in_event_loop
 async def test_disks_come_and_go(sandbox: str, driver: BlockDriver) -> None:
-    where = {BlockDriver.VIRTIO_BLK: ("04/01", "04/02"), SCSI: ("02", "02")}[driver]
+    where = {BlockDriver.VIRTIO_BLK: ("04/01", "04/02"), SCSI: ("0:0", "0:1")}[driver]
     async with managing() as manager, Subscriber([SERVICE]) as news:
         vm = await manager.create(sandbox, block_device_driver=driver)
         await booted(vm)
@@ -70,7 +70,7 @@ async def test_disks_come_and_go(sandbox: str, driver: BlockDriver) -> None:
         for number in (1, 3, 5):  # the same files again and again, at once
             one = await manager.plug(sandbox, disk(first, driver=driver), 0)
             two = await manager.plug(sandbox, disk(second, driver=driver), 1, serial="0123456789abcdef0123")
-            assert (one.pci_path, two.pci_path) == where
+            assert (one.guest_path, two.guest_path) == where
             ids = [f"disk-{number}", f"disk-{number + 1}"]
             assert [one.hypervisor_id, two.hypervisor_id] == ids, "no id is used twice"
             await assert_agreed(manager, vm, {ids[0]: first, ids[1]: second})

@@ -35,7 +35,7 @@ async def test_devices_come_and_go(sandbox: str) -> None:
         await booted(await manager.create(sandbox))
         for number, (slot, path) in enumerate([(0, "04/01"), (0, "04/01"), (29, "04/1e")], start=1):
             device = await manager.add(sandbox, slot)
-            assert device == vmm.AddedDevice(hypervisor_id=f"share-{number}", pci_path=path), "no id is used twice"
+            assert device == vmm.AddedDevice(hypervisor_id=f"share-{number}", guest_path=path), "no id is used twice"
             assert await manager.present(sandbox) == [device.hypervisor_id]
             serving = daemons(sandbox)
             await manager.remove(sandbox, device.hypervisor_id)

@@ -139,7 +139,7 @@ class Hypervisor:
                     assert other.spec.source != request.spec.source, "a source is used twice"
                 self._added += 1
                 self.present[f"blk-{self._added}"] = request
-                return vmm.AddedDevice(hypervisor_id=f"blk-{self._added}", pci_path="02/00")
+                return vmm.AddedDevice(hypervisor_id=f"blk-{self._added}", guest_path="02/00")
             case vmm.RemoveDevice():
                 if request.hypervisor_id not in self.present:
                     return NotFoundError("no such device")

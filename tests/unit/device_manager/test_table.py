@@ -60,7 +60,7 @@ def begin(table: Table, spec: DeviceSpec, sandbox_id: str = "s1", backing: str =
 
 def plugged(table: Table, spec: DeviceSpec = SCSI, backing: str = "file 1:1") -> Device:
     device = begin(table, spec, backing=backing)
-    return table.apply(device.device_id, Event.ADDED, hypervisor_id="blk-1", pci_path="04/00")[0]
+    return table.apply(device.device_id, Event.ADDED, hypervisor_id="blk-1", guest_path="04/00")[0]
 
 
 def quarantine(table: Table, device: Device) -> None:

@@ -68,8 +68,8 @@ def test_what_the_host_is_to_mount(image: str, tmp_path: Path) -> None:
     ("driver", "told"),
     [
         (BlockDriver.VIRTIO_BLK, ("blk", "04/02")),
-        (BlockDriver.VIRTIO_SCSI, ("scsi", "1:2")),
-        (BlockDriver.VIRTIO_MMIO, ("mmioblk", "/dev/04/02")),
+        (BlockDriver.VIRTIO_SCSI, ("scsi", "0:2")),
+        (BlockDriver.VIRTIO_MMIO, ("mmioblk", "/dev/vda")),
     ],
 )
 def test_the_agent_is_told_place_and_serial(image: str, driver: BlockDriver, told: tuple[str, str]) -> None:
@@ -77,7 +77,7 @@ def test_the_agent_is_told_place_and_serial(image: str, driver: BlockDriver, tol
     found = disk.of([mount(image, "loop", "ro")], "c1", config)
     assert found is not None
     plugged = Device(
-        device_id="5" * 20, sandbox_id="s", hypervisor="qemu", bus="b", slot=258, pci_path="04/02", state="plugged",
+        device_id="5" * 20, sandbox_id="s", hypervisor="qemu", bus="b", slot=2, guest_path=told[1], state="plugged",
         since=0.0,
     )  # fmt: skip
     storage = found.storage(plugged)

@@ -64,7 +64,7 @@ def test_placeholders_are_named_in_the_order_of_the_boot_whatever_their_bus() ->
     ways = places.of(config)
     assert [(bus.kind, bus.slots) for bus in ways.buses] == [(BusKind.MMIO, 3), (BusKind.MMIO_READ_ONLY, 2)]
     names = [ways.place(device(bus.name, slot), ()) for bus in ways.buses for slot in range(bus.slots)]
-    assert names == ["vda", "vdb", "vdc", "vdd", "vde"]
+    assert names == [f"/dev/vd{letter}" for letter in "abcde"]
     assert boot.placeholders(config) == [False, False, False, True, True]
 
 

@@ -56,10 +56,11 @@ def test_a_disk_is_where_the_guest_is_told_that_it_is() -> None:
     for bus in topology.buses:
         for slot in (0, bus.slots - 1):
             place = topology.place(bus.name, slot)
-            path = [int(part, 16) for part in place.pci_path.split("/")]
-            assert path[0] == slots[bus.name.split(".")[0]]
             if bus.kind is BusKind.PCI:
-                assert path[1:] == [int(str(place.arguments["addr"]), 16)]
+                path = [int(part, 16) for part in place.guest_path.split("/")]
+                assert path == [slots[bus.name], int(str(place.arguments["addr"]), 16)]
+            else:
+                assert place.guest_path == f"{place.arguments['scsi-id']}:{place.arguments['lun']}"
 
 
 def test_the_units_of_scsi_are_numbered_as_upstream_does() -> None:

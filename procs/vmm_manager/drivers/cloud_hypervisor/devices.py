@@ -195,7 +195,7 @@ class Devices:
 
     def _added(self, name: str, hypervisor_id: str, bdf: str) -> AddedDevice:
         self._learn(name, hypervisor_id)
-        return AddedDevice(hypervisor_id=hypervisor_id, pci_path=pci_path(bdf))
+        return AddedDevice(hypervisor_id=hypervisor_id, guest_path=pci_path(bdf))
 
     def _learn(self, name: str, hypervisor_id: str) -> None:
         self._record.devices[name].hypervisor_id = hypervisor_id

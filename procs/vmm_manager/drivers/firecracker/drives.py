@@ -97,7 +97,7 @@ class Drives:
                 bus=device.bus,
                 slot=device.slot,
                 serial=device.serial,
-                pci_path=device.place,
+                guest_path=device.place,
                 storage_options=device.storage_options,
                 spec=device.spec,
             )
@@ -172,4 +172,4 @@ class Drives:
 
 
 def _added(device_id: str, device: DeviceRecord) -> AddedDevice:
-    return AddedDevice(hypervisor_id=device_id, pci_path=device.place, storage_options=device.storage_options)
+    return AddedDevice(hypervisor_id=device_id, guest_path=device.place, storage_options=device.storage_options)

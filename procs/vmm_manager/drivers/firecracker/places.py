@@ -42,7 +42,7 @@ class Places(Protocol):
         """What callers are told."""
 
     def place(self, device: DeviceRecord, taken: Collection[str]) -> str:
-        """Return where a device will be: its PCI path, or the name that the guest has for its drive.
+        """Return where the guest will find a device (:attr:`common.services.vmm.AddedDevice.guest_path`).
 
         Args:
             device: which; its bus and slot are one of ours.
@@ -99,8 +99,8 @@ class Placeholders:
         )
 
     def place(self, device: DeviceRecord, taken: Collection[str]) -> str:
-        """Return the name of the drive's disk in a guest that has no others: the kernel counts them from ``vda``."""
-        return f"vd{chr(ord('a') + self._number(device))}"
+        """Return the node of the drive's disk in a guest that has no others: the kernel counts them from ``vda``."""
+        return f"/dev/vd{chr(ord('a') + self._number(device))}"
 
     def options(self, lent: Lent) -> str:
         """Return the serial, and the size that the guest must have heard of before it may use the disk."""

@@ -119,7 +119,7 @@ class Devices:
                 undo.pop_all()  # the manager stops: the next one asks QEMU how far this came
                 raise
             undo.pop_all()
-        return AddedDevice(hypervisor_id=device_id, pci_path=place.pci_path)
+        return AddedDevice(hypervisor_id=device_id, guest_path=place.guest_path)
 
     async def remove(self, device_id: str) -> None:
         """Ask the guest to let a device go; a second request while one is pending is accepted too.
@@ -156,7 +156,7 @@ class Devices:
                 bus=device.bus,
                 slot=device.slot,
                 serial=device.serial,
-                pci_path=self._topology.place(device.bus, device.slot).pci_path,
+                guest_path=self._topology.place(device.bus, device.slot).guest_path,
                 spec=device.spec,
             )
             for device_id, device in known

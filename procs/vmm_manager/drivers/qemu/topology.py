@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from common.errors import UsageError
-from common.services.vmm import BlockDriver, BusKind, HotplugBus, scsi_address
+from common.services.vmm import BlockDriver, BusKind, HotplugBus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 BRIDGE_SLOTS = 30
 SCSI_UNITS = 256
-
+_SCSI_TARGET = 0
 _SCSI_SLOT = 2
 _FIRST_BRIDGE_SLOT = 4
 _FIRST_PORT_SLOT = 9
@@ -47,11 +47,11 @@ class Place:
 
     Attributes:
         arguments: what ``device_add`` is told of it.
-        pci_path: where the guest finds a device there, or the controller of a SCSI bus.
+        guest_path: see :class:`common.services.vmm.AddedDevice`.
     """
 
     arguments: Mapping[str, object]
-    pci_path: str
+    guest_path: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,18 +65,17 @@ class _Bus:
 
     def place(self, slot: int) -> Place:
         if self.bus.kind is BusKind.CPU:
-            return Place(arguments={}, pci_path="")  # which one it is, is its backend's to know
+            return Place(arguments={}, guest_path="")  # which one it is, is its backend's to know
         if self.bus.kind is BusKind.MEMORY:
-            return Place(arguments={"slot": slot}, pci_path="")
+            return Place(arguments={"slot": slot}, guest_path="")
         if self.bus.kind is BusKind.SCSI:
-            target, unit = (int(number) for number in scsi_address(slot).split(":"))
             return Place(
-                arguments={"bus": self.bus.name, "channel": 0, "scsi-id": target, "lun": unit},
-                pci_path=f"{self.root_slot:02x}",
+                arguments={"bus": self.bus.name, "channel": 0, "scsi-id": _SCSI_TARGET, "lun": slot},
+                guest_path=f"{_SCSI_TARGET}:{slot}",
             )
         number = self.first_slot + slot
         return Place(
-            arguments={"bus": self.bus.name, "addr": f"{number:#x}"}, pci_path=f"{self.root_slot:02x}/{number:02x}"
+            arguments={"bus": self.bus.name, "addr": f"{number:#x}"}, guest_path=f"{self.root_slot:02x}/{number:02x}"
         )
 
 
