@@ -57,7 +57,12 @@ class Crun:
 
 
 def _error(log: str, status: int) -> str:
-    return read_text(log).strip() or f"crun ended with status {status} and said nothing"
+    """Return what crun says, with the kernel's reason written as Go writes it, in small letters: ``docker run`` looks
+    for "no such file or directory" and "permission denied" in it to end with 127 and 126, as with runc.
+    """
+    what, colon, reason = read_text(log).strip().rpartition(": ")
+    said = f"{what}{colon}{reason[:1].lower()}{reason[1:]}" if colon else reason
+    return said or f"crun ended with status {status} and said nothing"
 
 
 def _sealed_copy(path: str) -> int:
