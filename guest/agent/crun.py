@@ -57,8 +57,9 @@ class Crun:
 
 
 def _error(log: str, status: int) -> str:
-    """Return what crun says, with the kernel's reason written as Go writes it, in small letters: ``docker run`` looks
-    for "no such file or directory" and "permission denied" in it to end with 127 and 126, as with runc.
+    """Return what crun says, with the kernel's reason in small letters, as Go writes it.
+
+    ``docker run`` looks for "no such file or directory" and "permission denied" in it to end with 127 and 126.
     """
     what, colon, reason = read_text(log).strip().rpartition(": ")
     said = f"{what}{colon}{reason[:1].lower()}{reason[1:]}" if colon else reason

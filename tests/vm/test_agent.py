@@ -246,11 +246,11 @@ def test_twenty_execs_in_a_row(sandbox: GuestSandbox, idle: Task) -> None:
 
 def test_a_missing_executable_is_named_and_every_stream_ends(sandbox: GuestSandbox, idle: Task) -> None:
     task = sandbox.create("no-such-program", stdin=True)
-    with pytest.raises(AgentError, match="not found in .PATH: no such file or directory"):
+    with pytest.raises(AgentError, match=r"`no-such-program` not found in \$PATH: no such file or directory"):
         task.start()
     assert task.stdout.read_all() == b""
     assert task.wait() == 255
-    with pytest.raises(AgentError, match="not found in .PATH: no such file or directory"):
+    with pytest.raises(AgentError, match=r"`no-such-program` not found in \$PATH: no such file or directory"):
         sandbox.exec(idle, "no-such-program")
 
 
