@@ -115,12 +115,15 @@ class Agent:
         spec: oci.Spec,
         streams: StreamNumbers,
         timeout_s: float,
-        storages: Sequence[agent.Storage] = (),
+        *,
+        storages: Sequence[agent.Storage],
+        devices: Sequence[agent.Device],
     ) -> None:
-        """Have the guest mount a container's storages and prepare it."""
+        """Have the guest mount a container's storages, find its devices and prepare it."""
         request = agent.CreateContainerRequest(
             container_id=container_id,
             exec_id=container_id,
+            devices=list(devices),
             storages=list(storages),
             oci=spec,
             stdin_port=streams.stdin,

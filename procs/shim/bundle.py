@@ -14,7 +14,7 @@ from procs.shim import disk, spec
 if TYPE_CHECKING:
     from common.config import KataConfig
     from procs.shim.copies import Copy
-    from procs.shim.disk import Disk
+    from procs.shim.disk import Disk, Node
     from procs.shim.spec import HostMount, Json
 
 
@@ -25,15 +25,17 @@ class Wanted:
     Attributes:
         spec: what the guest is told.
         hooks: what is executed on the host.
-        disk: what its root file system is on, if the guest mounts that itself.
-        rootfs: the mounts that make its root file system, on the host.
+        disks: what the guest mounts itself; perhaps its root file system is on one.
+        nodes: disks that it has a device node of.
+        rootfs: the mounts that make its root file system on the host, unless that is on a disk.
         mounts: what else of the host it is to see.
         copies: what of that the guest gets as copies.
     """
 
     spec: oci.Spec
     hooks: oci.Hooks
-    disk: Disk | None
+    disks: list[Disk]
+    nodes: list[Node]
     rootfs: list[task.Mount]
     mounts: list[HostMount]
     copies: list[Copy] = field(default_factory=list)
@@ -48,21 +50,25 @@ def read(request: task.CreateTaskRequest, settings: KataConfig) -> Wanted:
 
     Raises:
         UsageError: there is no configuration, or it is not valid.
+        NotFoundError: the host has not the block device that it names.
     """
     config = _read_config(request.bundle)
     is_seccomp_wanted = not settings.runtime.disable_guest_seccomp
-    told, mounts = spec.for_guest(config, request.id, is_seccomp_wanted=is_seccomp_wanted)
-    told["process"]["terminal"] = request.terminal
+    cut = spec.for_guest(config, request.id, is_seccomp_wanted=is_seccomp_wanted, is_disk=disk.is_block_device)
+    cut.config["process"]["terminal"] = request.terminal
     try:
-        message = oci.from_json(oci.Spec, told)
+        message = oci.from_json(oci.Spec, cut.config)
         hooks = oci.from_json(oci.Hooks, config.get("hooks") or {}, "$.hooks")
     except ValueError as err:
         raise UsageError(f"{request.bundle}/config.json: {err}") from err
+    driver = settings.hypervisor.block_device_driver
+    disks = [disk.of_volume(volume, request.id, driver) for volume in cut.volumes]
+    nodes = [disk.of_device(device, driver) for device in cut.devices]
     rootfs = _rootfs(request, config)
-    on_disk = disk.of(rootfs, request.id, settings.hypervisor)
-    if on_disk is not None and message.root is not None:
-        message.root.path, rootfs = on_disk.mount_point, []
-    return Wanted(spec=message, hooks=hooks, disk=on_disk, rootfs=rootfs, mounts=mounts)
+    root = disk.of_root(rootfs, request.id, settings.hypervisor)
+    if root is not None and message.root is not None:
+        message.root.path, rootfs, disks = root.mount_point, [], [root, *disks]
+    return Wanted(spec=message, hooks=hooks, disks=disks, nodes=nodes, rootfs=rootfs, mounts=cut.mounts)
 
 
 def read_process(request: task.ExecProcessRequest) -> oci.Process:

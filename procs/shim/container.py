@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from common.protocols import oci
+    from common.services.device import Device
+    from common.services.vmm import BlockSpec
     from procs.shim.bundle import Wanted
     from procs.shim.events import EventSender
     from procs.shim.sandbox import Guest
@@ -82,18 +84,24 @@ class Container:
             raise
 
     async def _prepare(self, wanted: Wanted) -> None:
-        """Have the guest prepare it, with its disk if it has one."""
-        create, limit_s = self.guest.agent.create_container, self.guest.create_timeout_s
+        """Have the guest prepare it, with the disks that it has."""
+        devices, holder, limit_s = self.guest.devices, self.container_id, self.guest.create_timeout_s
         numbers = await self._init.connect()
         for copy in wanted.copies:
             await self.guest.agent.copy(copy)
-        if wanted.disk is None:
-            await create(self.container_id, wanted.spec, numbers, limit_s)
-            return
-        devices, holder = self.guest.devices, self.container_id
-        plugged = await devices.plug(wanted.disk.spec, holder=holder, use_s=limit_s)
-        async with devices.taken_into_use(plugged, holder=holder):
-            await create(self.container_id, wanted.spec, numbers, limit_s, [wanted.disk.storage(plugged)])
+        plugged: dict[BlockSpec, Device] = {}
+        async with AsyncExitStack() as use:
+            for spec in dict.fromkeys([disk.spec for disk in wanted.disks] + [node.spec for node in wanted.nodes]):
+                plugged[spec] = await devices.plug(spec, holder=holder, use_s=limit_s)
+                await use.enter_async_context(devices.taken_into_use(plugged[spec], holder=holder))
+            await self.guest.agent.create_container(
+                self.container_id,
+                wanted.spec,
+                numbers,
+                limit_s,
+                storages=[disk.storage(plugged[disk.spec]) for disk in wanted.disks],
+                devices=[node.device(plugged[node.spec]) for node in wanted.nodes],
+            )
 
     async def follow(self) -> None:
         """See its own process to the end; the ends of its execs are told first."""

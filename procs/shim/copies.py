@@ -55,7 +55,7 @@ def with_copies(wanted: Wanted, container_id: str, hypervisor: str) -> Wanted:
         UnsupportedError: it wants more of the host than copies.
         UsageError: something cannot be read.
     """
-    if wanted.disk is None:
+    if wanted.rootfs:
         raise UnsupportedError(
             f"the root file system of {container_id} is a directory of the host, which {hypervisor} cannot share",
             hint="use a snapshotter whose root file systems are block devices or image files: devmapper, blockfile, "

@@ -1,8 +1,13 @@
-"""A root file system that the guest mounts itself, from a disk, instead of the host from a file.
+"""Disks of the guest for a container: its root file system, and the host's block devices that it is to see.
 
 containerd describes a root file system as mounts. If there is one only, of a file system that the guest has too, and it
 lies on a block device (devmapper, zvols) or in a file that a loop device would make one (blockfile, erofs), the guest
-gets the device or the file as a disk. ``disable_block_device_use`` turns that off; its default is upstream's.
+gets the device or the file as a disk and mounts it itself, instead of the host. ``disable_block_device_use`` turns that
+off; its default is upstream's.
+
+A block device that is bound to a place in the container, or that it has a device node of, is always a disk
+(docs/adr/0022-a-block-device-is-a-disk.md). Where the guest finds it is told in two ways, as upstream does: a *storage*
+is mounted, here the node by itself, and a *device* gives its numbers to what the specification says of it.
 """
 
 from __future__ import annotations
@@ -13,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.config import BlockDriver
+from common.errors import NotFoundError
+from common.protocols import agent
 from common.protocols.agent import CONTAINERS_DIRECTORY, Storage
 from common.services.vmm import BlockSpec
 
@@ -22,26 +29,29 @@ if TYPE_CHECKING:
     from common.config import HypervisorSection
     from common.protocols.task import Mount
     from common.services.device import Device
+    from procs.shim.spec import HostDevice, HostMount
 
 _GUEST_FILE_SYSTEMS = frozenset(("ext4", "erofs", "xfs"))
 _LOOP = "loop"
 _READ_ONLY_FILE_SYSTEMS = frozenset(("erofs",))
+
+_NODE = "bind"
 
 _STORAGES = {
     BlockDriver.VIRTIO_BLK: "blk",
     BlockDriver.VIRTIO_SCSI: "scsi",
     BlockDriver.VIRTIO_MMIO: "mmioblk",
 }
-"""What upstream's agent calls the storage on such a disk."""
+"""What upstream's agent calls a storage, or a device, on such a disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
-    """A disk that holds a container's root file system.
+    """A disk that the guest mounts.
 
     Attributes:
         spec: the device.
-        fstype: its file system.
+        fstype: its file system, or ``bind`` for its node.
         options: how it is mounted.
         mount_point: where the guest has it.
     """
@@ -55,7 +65,7 @@ class Disk:
         """Return what the agent is told of it."""
         return Storage(
             driver=_STORAGES[self.spec.driver],
-            driver_options=(plugged.storage_options or f"serial={plugged.serial}").split(","),
+            driver_options=_options(plugged),
             source=plugged.guest_path,
             fstype=self.fstype,
             options=list(self.options),
@@ -63,7 +73,29 @@ class Disk:
         )
 
 
-def of(rootfs: Sequence[Mount], container_id: str, config: HypervisorSection) -> Disk | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A disk that a container has a device node of.
+
+    Attributes:
+        spec: the device.
+        path: the node in the container.
+    """
+
+    spec: BlockSpec
+    path: str
+
+    def device(self, plugged: Device) -> agent.Device:
+        """Return what the agent is told of it."""
+        return agent.Device(
+            id=plugged.guest_path,
+            type=_STORAGES[self.spec.driver],
+            container_path=self.path,
+            options=_options(plugged),
+        )
+
+
+def of_root(rootfs: Sequence[Mount], container_id: str, config: HypervisorSection) -> Disk | None:
     """Return the disk that these mounts describe, or None if the host is to mount them."""
     if config.disable_block_device_use or len(rootfs) != 1:
         return None
@@ -79,9 +111,51 @@ def of(rootfs: Sequence[Mount], container_id: str, config: HypervisorSection) ->
     )
 
 
-def _is_disk(mount: Mount) -> bool:
+def of_volume(volume: HostMount, container_id: str, driver: BlockDriver) -> Disk:
+    """Return the disk of a block device that a container sees at the place of a mount."""
+    return Disk(
+        spec=BlockSpec(source=volume.source, is_read_only=volume.is_readonly, driver=driver),
+        fstype=_NODE,
+        options=(_NODE,),
+        mount_point=f"{CONTAINERS_DIRECTORY}/{container_id}/{volume.name}",
+    )
+
+
+def of_device(device: HostDevice, driver: BlockDriver) -> Node:
+    """Return the disk of a block device that a container has a node of.
+
+    Raises:
+        NotFoundError: the host has no such device.
+    """
+    source = _source(device)
+    return Node(spec=BlockSpec(source=source, is_read_only=device.is_readonly, driver=driver), path=device.path)
+
+
+def is_block_device(path: str) -> bool:
+    """Return whether a path of the host leads to a block device."""
     try:
-        mode = Path(mount.source).stat().st_mode
+        return stat.S_ISBLK(Path(path).stat().st_mode)
     except OSError:
-        return False  # who is to mount it will say so
-    return stat.S_ISBLK(mode) or (stat.S_ISREG(mode) and (_LOOP in mount.options or mount.type == "erofs"))
+        return False  # who is to use it will say so
+
+
+def _source(device: HostDevice) -> str:
+    """Return the node of the host's device with a number, as sysfs names it (Documentation/ABI/testing/sysfs-dev)."""
+    entry = Path(f"/sys/dev/block/{device.major}:{device.minor}/uevent")
+    try:
+        properties = dict(line.split("=", 1) for line in entry.read_text().splitlines())
+    except OSError as err:
+        raise NotFoundError(
+            f"device {device.path}: the host has no block device {device.major}:{device.minor}",
+            hint="check that it still exists on the host",
+        ) from err
+    return f"/dev/{properties['DEVNAME']}"
+
+
+def _options(plugged: Device) -> list[str]:
+    return (plugged.storage_options or f"serial={plugged.serial}").split(",")
+
+
+def _is_disk(mount: Mount) -> bool:
+    is_image = _LOOP in mount.options or mount.type == "erofs"
+    return is_block_device(mount.source) or (is_image and Path(mount.source).is_file())

@@ -7,30 +7,38 @@ but limits of processes and rules for character devices, which upstream drops to
 - hooks are programs of the host (:mod:`procs.shim.hooks`);
 - seccomp is off in the guest unless ``disable_guest_seccomp = false``; the guest has no AppArmor profiles and no
   SELinux policy;
-- a device node is made by its number, which for a character device is the same everywhere; a block device's number
-  would be another disk in the guest;
-- rules for block devices go with their numbers, and so do block and network limits; the choice of CPUs is about the
-  host;
+- a device node is made by its number, which for a character device is the same everywhere; a block device becomes a
+  disk of the guest, whose agent exchanges the number, there and in the rules. That is for a device that a rule allows
+  by its number, as ``--device`` and Kubernetes do: of a privileged container all disks of the host are listed;
+- other rules for block devices go with their numbers, and so do block and network limits; the choice of CPUs is about
+  the host;
 - the guest has one network, one cgroup tree and one clock: those namespaces are not made again, and the paths of the
   others are the host's; the agent gives every container a pid namespace, and upstream's fails if it is told to twice;
 - the cgroup path is the host's, in one of several forms.
 
-A bind mount's source is a path of the host: it is shared, and the guest is told the path at which it finds it. Sources
-in ``/proc``, ``/sys`` and ``/dev`` are meant to be the kernel's that the container runs on: those are the guest's own.
+A bind mount's source is a path of the host: it is shared, and the guest is told the path at which it finds it. A block
+device becomes a disk of the guest instead, whose node is there. Other sources in ``/proc``, ``/sys`` and ``/dev`` are
+meant to be the kernel's that the container runs on: those are the guest's own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import UsageError
-from common.protocols.agent import SHARE_MOUNT_POINT
+from common.protocols.agent import CONTAINERS_DIRECTORY, SHARE_MOUNT_POINT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _DROPPED_NAMESPACES = frozenset(("cgroup", "network", "pid", "time"))
 _KEPT_RESOURCES = ("memory", "cpu", "pids", "hugepageLimits", "unified")
 _GUESTS_OWN = ("/proc", "/sys", "/dev")
 _BINDS = frozenset(("bind", "rbind"))
+_SHARED, _VOLUMES = "mounts", "volumes"
+_PLACES = {_SHARED: SHARE_MOUNT_POINT, _VOLUMES: CONTAINERS_DIRECTORY}
+"""Below what the guest has what a mount shows, by its kind: ``<container>/<kind>/<n>``."""
 
 Json = dict[str, Any]
 
@@ -40,7 +48,8 @@ class HostMount:
     """A path of the host that a container wants to see.
 
     Attributes:
-        name: its name in the container's part of the share, for example ``mounts/0``.
+        name: its name in the container's part of the share, for example ``mounts/0``; or, of a block device, among what
+            is the container's alone.
         source: the path on the host.
         is_recursive: whether mounts below the source are wanted too.
         is_readonly: whether the container may only read it.
@@ -52,13 +61,50 @@ class HostMount:
     is_readonly: bool
 
 
-def for_guest(config: Json, container_id: str, *, is_seccomp_wanted: bool = False) -> tuple[Json, list[HostMount]]:
-    """Return the configuration for the guest, and what of the host has to be shared for it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostDevice:
+    """A block device of the host that a container has a device node of.
+
+    Attributes:
+        path: the node in the container.
+        major: its number on the host.
+        minor: its number on the host.
+        is_readonly: whether the container may only read it.
+    """
+
+    path: str
+    major: int
+    minor: int
+    is_readonly: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForGuest:
+    """What a configuration is made into.
+
+    Attributes:
+        config: what the guest is told.
+        mounts: what of the host is shared for it.
+        volumes: block devices that it sees at the place of a mount.
+        devices: block devices that it has a node of.
+    """
+
+    config: Json
+    mounts: list[HostMount]
+    volumes: list[HostMount]
+    devices: list[HostDevice]
+
+
+def for_guest(
+    config: Json, container_id: str, *, is_seccomp_wanted: bool = False, is_disk: Callable[[str], bool]
+) -> ForGuest:
+    """Return the configuration for the guest, and what of the host it needs.
 
     Args:
         config: the container's ``config.json``.
         container_id: its id.
         is_seccomp_wanted: whether a seccomp profile holds in the guest.
+        is_disk: tells whether a path is a block device.
 
     Raises:
         UsageError: the configuration has no process.
@@ -68,9 +114,11 @@ def for_guest(config: Json, container_id: str, *, is_seccomp_wanted: bool = Fals
     cut = {key: value for key, value in config.items() if key != "hooks"}
     cut["root"] = {**(config.get("root") or {}), "path": f"{SHARE_MOUNT_POINT}/{container_id}/rootfs"}
     cut["process"] = process(config["process"])
-    cut["linux"] = _linux(config.get("linux") or {}, container_id, is_seccomp_wanted=is_seccomp_wanted)
-    cut["mounts"], shared = _mounts(config.get("mounts") or [], container_id)
-    return cut, shared
+    linux = config.get("linux") or {}
+    devices = _block_devices(linux)
+    cut["linux"] = _linux(linux, container_id, devices, is_seccomp_wanted=is_seccomp_wanted)
+    cut["mounts"], shared, volumes = _mounts(config.get("mounts") or [], container_id, is_disk)
+    return ForGuest(config=cut, mounts=shared, volumes=volumes, devices=devices)
 
 
 def process(config: Json) -> Json:
@@ -78,10 +126,25 @@ def process(config: Json) -> Json:
     return {key: value for key, value in config.items() if key not in ("apparmorProfile", "selinuxLabel")}
 
 
-def _linux(linux: Json, container_id: str, *, is_seccomp_wanted: bool) -> Json:
+def _block_devices(linux: Json) -> list[HostDevice]:
+    """Return the block devices that a rule allows by their number."""
+    access = {}
+    for rule in (linux.get("resources") or {}).get("devices") or []:
+        if rule.get("allow") and rule.get("type") == "b":
+            access[rule.get("major"), rule.get("minor")] = rule.get("access", "")
+    return [
+        HostDevice(path=entry["path"], major=number[0], minor=number[1], is_readonly="w" not in access[number])
+        for entry in linux.get("devices") or []
+        if entry.get("type") == "b" and (number := (entry.get("major"), entry.get("minor"))) in access
+    ]
+
+
+def _linux(linux: Json, container_id: str, disks: list[HostDevice], *, is_seccomp_wanted: bool) -> Json:
     dropped = ("mountLabel",) if is_seccomp_wanted else ("mountLabel", "seccomp")
     cut = {key: value for key, value in linux.items() if key not in dropped}
-    cut["devices"] = [device for device in linux.get("devices") or [] if device.get("type") != "b"]
+    plugged = {disk.path for disk in disks}
+    nodes = linux.get("devices") or []
+    cut["devices"] = [node for node in nodes if node.get("type") != "b" or node["path"] in plugged]
     cut["cgroupsPath"] = f"/{container_id}"
     cut["namespaces"] = [
         {"type": namespace["type"]}
@@ -89,13 +152,20 @@ def _linux(linux: Json, container_id: str, *, is_seccomp_wanted: bool) -> Json:
         if namespace["type"] not in _DROPPED_NAMESPACES
     ]
     resources = linux.get("resources") or {}
-    cut["resources"] = {**limits(resources), "devices": _device_rules(resources.get("devices") or [])}
+    cut["resources"] = {**limits(resources), "devices": _device_rules(resources.get("devices") or [], disks)}
     return cut
 
 
-def _device_rules(rules: list[Json]) -> list[Json]:
-    """Return the rules that mean the same in the guest. What JSON leaves out means any, the protocol's word is -1."""
-    kept = [rule for rule in rules if rule.get("type") != "b" or rule.get("major") in (None, -1)]
+def _device_rules(rules: list[Json], disks: list[HostDevice]) -> list[Json]:
+    """Return the rules that mean something in the guest. What JSON leaves out means any, the protocol's word is -1."""
+    numbers = {(disk.major, disk.minor) for disk in disks}
+    kept = [
+        rule
+        for rule in rules
+        if rule.get("type") != "b"
+        or rule.get("major") in (None, -1)
+        or (rule.get("major"), rule.get("minor")) in numbers
+    ]
     given = [{key: value for key, value in rule.items() if value is not None} for rule in kept]
     return [{"type": "a", "major": -1, "minor": -1, "access": "rwm", **rule} for rule in given]
 
@@ -108,27 +178,35 @@ def limits(resources: Json) -> Json:
     return cut
 
 
-def _mounts(mounts: list[Json], container_id: str) -> tuple[list[Json], list[HostMount]]:
+def _mounts(
+    mounts: list[Json], container_id: str, is_disk: Callable[[str], bool]
+) -> tuple[list[Json], list[HostMount], list[HostMount]]:
+    """Return what the guest is told of mounts, what is shared for them, and the block devices among them."""
     told: list[Json] = []
-    shared: list[HostMount] = []
+    found: dict[str, list[HostMount]] = {kind: [] for kind in _PLACES}
     for mount in mounts:
-        if not _is_of_host(mount):
+        kind = _kind(mount, is_disk)
+        if not kind:
             told.append(mount)
             continue
         options = mount.get("options") or []
         host = HostMount(
-            name=f"mounts/{len(shared)}",
+            name=f"{kind}/{len(found[kind])}",
             source=mount["source"],
             is_recursive="rbind" in options,
             is_readonly="ro" in options,
         )
-        shared.append(host)
-        told.append({**mount, "source": f"{SHARE_MOUNT_POINT}/{container_id}/{host.name}"})
-    return told, shared
+        found[kind].append(host)
+        told.append({**mount, "source": f"{_PLACES[kind]}/{container_id}/{host.name}"})
+    return told, found[_SHARED], found[_VOLUMES]
 
 
-def _is_of_host(mount: Json) -> bool:
+def _kind(mount: Json, is_disk: Callable[[str], bool]) -> str:
+    """Return what kind of thing of the host a mount shows; empty if it is the guest's own."""
     if mount.get("type") not in _BINDS and not _BINDS.intersection(mount.get("options") or []):
-        return False
+        return ""
     source = str(mount.get("source", ""))
-    return not any(source == own or source.startswith(f"{own}/") for own in _GUESTS_OWN)
+    if is_disk(source):
+        return _VOLUMES
+    is_guests_own = any(source == own or source.startswith(f"{own}/") for own in _GUESTS_OWN)
+    return "" if is_guests_own else _SHARED

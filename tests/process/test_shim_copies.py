@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +12,7 @@ import toml
 
 from common.config import BlockDriver
 from common.errors import KataError
+from common.linux import loop
 from common.protocols import task
 from common.protocols.agent import SHARE_MOUNT_POINT, CreateContainerRequest, CreateSandboxRequest
 from common.protocols.guest import CopyFileRequest
@@ -19,8 +21,6 @@ from common.testing.shim_client import started
 from common.testing.shim_stand import stand_test
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from common.testing.shim_client import Shim
     from common.testing.shim_stand import ShimStand
 
@@ -123,3 +123,17 @@ async def test_a_large_file_comes_in_pieces(stand: ShimStand) -> None:
     assert [piece.offset for piece in pieces] == [0, 512 << 10]
     assert b"".join(piece.data for piece in pieces) == file.read_bytes()
     assert {piece.file_size for piece in pieces} == {file.stat().st_size}
+
+
+@stand_test
+async def test_a_block_device_is_a_disk_and_no_copy(stand: ShimStand) -> None:
+    shim = await without_share(stand)
+    data = stand.root / "data"
+    data.write_bytes(bytes(1 << 20))
+    with loop.device(str(data), is_read_only=False) as node:
+        await create(stand, shim, bind(Path(node), "/mnt/data", "ro"))
+    driver = BlockDriver.VIRTIO_MMIO
+    assert stand.devices.attached[-1].spec == BlockSpec(source=node, is_read_only=True, driver=driver)
+    assert asked(stand, CopyFileRequest) == []
+    (request,) = asked(stand, CreateContainerRequest)
+    assert [storage.fstype for storage in request.storages] == ["ext4", "bind"]

@@ -1,7 +1,8 @@
-"""A root file system on a disk, as the shim handles it: plugged, told to the guest, confirmed; or aborted."""
+"""A container's disks, as the shim handles them: plugged, told to the guest, confirmed; or aborted."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import toml
 
 from common import paths, status
 from common.errors import GuestError, KataError
+from common.linux import loop
 from common.protocols import task
 from common.protocols.agent import CreateContainerRequest
 from common.services import device
@@ -62,6 +64,38 @@ async def test_the_guest_gets_the_disk_and_the_host_mounts_nothing(stand: ShimSt
     assert request.oci.root is not None
     assert request.oci.root.path == storage.mount_point
     assert list(Path(paths.mounts_dir(stand.id), stand.id, "rootfs").iterdir()) == []
+
+
+async def create_with(stand: ShimStand, shim: Shim, node: str) -> CreateContainerRequest:
+    """Have a container created that is given a block device both as a mount and as a device node."""
+    number = Path(node).stat().st_rdev
+    numbers = {"type": "b", "major": os.major(number), "minor": os.minor(number)}
+    linux = {
+        "devices": [{"path": "/dev/data", **numbers}],
+        "resources": {"devices": [{"allow": True, "access": "rwm", **numbers}]},
+    }
+    mounted = {"type": "bind", "source": node, "destination": "/mnt/data", "options": ["bind"]}
+    (stand.bundle / "config.json").write_text(json.dumps({**stand.spec(), "mounts": [mounted], "linux": linux}))
+    await stand.call(shim.client, "Create", stand.create_request("true"), task.PidResponse)
+    assert stand.vms.guest is not None
+    (request,) = [call for _, call in stand.vms.guest.calls if isinstance(call, CreateContainerRequest)]
+    return request
+
+
+@stand_test
+async def test_a_block_device_is_plugged_once_and_told_twice(stand: ShimStand) -> None:
+    """Whatever the configuration says of root file systems: there is no other way to give it to the guest."""
+    shim = await started(stand)
+    with loop.device(an_image(stand), is_read_only=False) as node:
+        request = await create_with(stand, shim, node)
+        assert stand.devices.calls == ["attach", "confirm", "attach", "confirm"], "the share, then the disk"
+        assert stand.devices.attached[-1].spec == BlockSpec(source=node)
+    (storage,), (told,) = request.storages, request.devices
+    assert (storage.driver, storage.source, storage.fstype) == ("blk", "02/00", "bind")
+    assert (told.type, told.id, told.container_path, told.options) == ("blk", "02/00", "/dev/data", ["serial=d2"])
+    assert request.oci is not None
+    (mount,) = request.oci.mounts
+    assert (mount.destination, mount.source) == ("/mnt/data", storage.mount_point)
 
 
 @stand_test

@@ -23,6 +23,7 @@ CONFIG: dict[str, Any] = {
         {"destination": "/etc/hosts", "type": "bind", "source": "/var/lib/hosts", "options": ["rbind", "ro"]},
         {"destination": "/dev/fuse", "type": "bind", "source": "/dev/fuse", "options": ["bind"]},
         {"destination": "/data", "type": "none", "source": "/data", "options": ["bind", "rw"]},
+        {"destination": "/disk", "type": "bind", "source": "/dev/mapper/disk", "options": ["bind", "ro"]},
     ],
     "linux": {
         "cgroupsPath": "system.slice:cri-containerd:c1",
@@ -30,6 +31,8 @@ CONFIG: dict[str, Any] = {
         "devices": [
             {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229},
             {"path": "/dev/sda", "type": "b", "major": 8, "minor": 0},
+            {"path": "/dev/sdb", "type": "b", "major": 8, "minor": 16},
+            {"path": "/dev/of-the-host", "type": "b", "major": 8, "minor": 32},
         ],
         "namespaces": [
             {"type": "pid"},
@@ -44,6 +47,9 @@ CONFIG: dict[str, Any] = {
                 {"allow": False, "access": "rwm"},
                 {"allow": True, "type": "c", "major": 10, "minor": 229, "access": "rw"},
                 {"allow": True, "type": "b", "major": 8, "minor": 0, "access": "r"},
+                {"allow": True, "type": "b", "major": 8, "minor": 16, "access": "rwm"},
+                {"allow": True, "type": "b", "major": 9, "minor": 0, "access": "rwm"},
+                {"allow": False, "type": "b", "major": 8, "minor": 32, "access": "rwm"},
                 {"allow": True, "type": "b", "access": "m"},
             ],
             "blockIO": {"weight": 10},
@@ -59,16 +65,21 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def cut() -> tuple[dict[str, Any], list[spec.HostMount]]:
-    return spec.for_guest(copy.deepcopy(CONFIG), "c1")
+def cut(config: dict[str, Any] = CONFIG, *, is_seccomp_wanted: bool = False) -> spec.ForGuest:
+    return spec.for_guest(
+        copy.deepcopy(config),
+        "c1",
+        is_seccomp_wanted=is_seccomp_wanted,
+        is_disk=lambda path: path.startswith("/dev/mapper/"),
+    )
 
 
 def test_what_is_about_the_host_is_cut() -> None:
-    told, _ = cut()
+    told = cut().config
     linux = told["linux"]
     assert "hooks" not in told
     assert "seccomp" not in linux
-    assert linux["devices"] == [{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}], "no disk of the host"
+    assert [device["path"] for device in linux["devices"]] == ["/dev/fuse", "/dev/sda", "/dev/sdb"]
     assert "apparmorProfile" not in told["process"]
     assert linux["cgroupsPath"] == "/c1"
     assert linux["namespaces"] == [{"type": "ipc"}, {"type": "mount"}]
@@ -76,8 +87,10 @@ def test_what_is_about_the_host_is_cut() -> None:
     assert resources.pop("devices") == [
         {"allow": False, "type": "a", "major": -1, "minor": -1, "access": "rwm"},
         {"allow": True, "type": "c", "major": 10, "minor": 229, "access": "rw"},
+        {"allow": True, "type": "b", "major": 8, "minor": 0, "access": "r"},
+        {"allow": True, "type": "b", "major": 8, "minor": 16, "access": "rwm"},
         {"allow": True, "type": "b", "major": -1, "minor": -1, "access": "m"},
-    ], "no disk of the host"
+    ], "of disks, those that become the guest's"
     assert resources == {
         "memory": {"limit": 1 << 20},
         "cpu": {"shares": 1024},
@@ -89,7 +102,7 @@ def test_what_is_about_the_host_is_cut() -> None:
 
 
 def test_what_is_about_the_container_stays() -> None:
-    told, _ = cut()
+    told = cut().config
     assert told["process"] == {"args": ["sh"], "cwd": "/", "user": {"uid": 0, "gid": 0}}
     assert told["root"] == {"path": f"{SHARED}/rootfs", "readonly": True}
     assert told["linux"]["maskedPaths"] == ["/proc/kcore"]
@@ -97,35 +110,55 @@ def test_what_is_about_the_container_stays() -> None:
 
 
 def test_host_paths_are_shared_and_the_kernels_are_the_guests_own() -> None:
-    told, shared = cut()
-    assert [mount["source"] for mount in told["mounts"]] == [
+    found = cut()
+    assert [mount["source"] for mount in found.config["mounts"]] == [
         "proc",
         f"{SHARED}/mounts/0",
         "/dev/fuse",
         f"{SHARED}/mounts/1",
+        "/run/kata-containers/c1/volumes/0",
     ]
-    assert shared == [
+    assert found.mounts == [
         spec.HostMount(name="mounts/0", source="/var/lib/hosts", is_recursive=True, is_readonly=True),
         spec.HostMount(name="mounts/1", source="/data", is_recursive=False, is_readonly=False),
     ]
 
 
+def test_a_block_device_in_the_place_of_a_mount() -> None:
+    disk = spec.HostMount(name="volumes/0", source="/dev/mapper/disk", is_recursive=False, is_readonly=True)
+    assert cut().volumes == [disk]
+
+
+def test_block_devices_that_a_rule_names_and_no_others() -> None:
+    assert cut().devices == [
+        spec.HostDevice(path="/dev/sda", major=8, minor=0, is_readonly=True),
+        spec.HostDevice(path="/dev/sdb", major=8, minor=16, is_readonly=False),
+    ]
+
+
+def test_a_privileged_container_gets_no_disk_that_it_was_not_given_by_name() -> None:
+    everything = {**CONFIG["linux"], "resources": {"devices": [{"allow": True, "access": "rwm"}]}}
+    found = cut({**CONFIG, "linux": everything})
+    assert found.devices == []
+    assert [device["path"] for device in found.config["linux"]["devices"]] == ["/dev/fuse"]
+
+
 def test_the_given_configuration_is_not_changed() -> None:
     given = copy.deepcopy(CONFIG)
-    spec.for_guest(given, "c1")
+    spec.for_guest(given, "c1", is_disk=lambda _: False)
     assert given == CONFIG
 
 
 def test_a_configuration_without_a_process_is_refused() -> None:
     with pytest.raises(UsageError, match="container c1 has no process"):
-        spec.for_guest({"ociVersion": "1.0.2"}, "c1")
+        cut({"ociVersion": "1.0.2"})
 
 
 def test_a_bare_configuration_is_enough() -> None:
-    told, shared = spec.for_guest({"process": {}}, "c1")
-    assert (told["mounts"], shared) == ([], [])
+    found = cut({"process": {}})
+    assert (found.config["mounts"], found.mounts, found.volumes, found.devices) == ([], [], [], [])
 
 
 def test_a_seccomp_profile_goes_to_the_guest_if_it_is_wanted() -> None:
-    told, _ = spec.for_guest(copy.deepcopy(CONFIG), "c1", is_seccomp_wanted=True)
+    told = cut(is_seccomp_wanted=True).config
     assert told["linux"]["seccomp"] == {"defaultAction": "SCMP_ACT_ERRNO"}
