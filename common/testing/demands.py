@@ -13,6 +13,7 @@ class How(StrEnum):
     NEVER = "never"
     TWICE = "twice"
     REFUSED = "refused"
+    BUSY = "busy"
     ACTED_AND_REFUSED = "acted and refused"
 
 

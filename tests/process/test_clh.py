@@ -13,14 +13,16 @@ import pytest
 
 from common import paths
 from common.bus.events import Subscriber
-from common.errors import HypervisorError, KataError, NotFoundError, UnsupportedError
+from common.errors import HypervisorError, KataError, NotFoundError, UnavailableError, UnsupportedError
 from common.linux import cgroup, identity
 from common.services import vmm
 from common.services.channel import HybridVsock
+from common.testing.demands import How
 from common.testing.fake_vmms import CloudHypervisor, trust_kvm
 from common.testing.hotplug_stand import a_vm
 from common.testing.isolation import in_event_loop
 from common.testing.vmm_stand import heard, managing, removed
+from procs.vmm_manager.drivers.cloud_hypervisor.api import Api
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -150,3 +152,24 @@ async def test_without_kvm_it_says_what_runs_without(run_dir: Path) -> None:
     assert type(error) is UnsupportedError
     assert error.message == "Cloud Hypervisor needs KVM, which does not work here: there is no /dev/kvm"
     assert "[hypervisor.qemu]" in str(error.hint)
+
+
+@in_event_loop
+async def test_a_cloud_hypervisor_that_is_busy_is_asked_again() -> None:
+    async with running() as (manager, vm, fake):
+        await fake.misbehave("vm.add-disk", How.BUSY, times=3)
+        added = await manager.plug(vm.sandbox_id, disk())
+        assert await manager.present(vm.sandbox_id) == [added.hypervisor_id]
+        assert [line for line in await fake.transcript() if line.startswith("<-")][-4:-1] == [
+            "<- Still pending removed vCPU"
+        ] * 3
+
+
+@in_event_loop
+async def test_one_that_stays_busy_is_asked_until_the_time_is_over_and_has_done_nothing() -> None:
+    async with running() as (_, vm, fake):
+        await fake.misbehave("vm.pause", How.BUSY, times=1000)
+        with pytest.raises(UnavailableError, match=r"refused vm\.pause: .*Still pending removed vCPU"):
+            await Api(paths.vm_dir(vm.sandbox_id)).put("vm.pause", timeout_s=0.2)
+        assert len([line for line in await fake.transcript() if line == "-> vm.pause"]) > 1
+        assert (await Api(paths.vm_dir(vm.sandbox_id)).get("vm.info"))["state"] == "Running"

@@ -101,12 +101,12 @@ class Machine:
 
     def pause(self) -> None:
         """Stop the guest's processors: it lets nothing go."""
-        self._move("Running", "Paused", "paused")
+        self._move("Running", "Paused", "be paused", "pause")
         self.tell("vm", "paused", None)
 
     def resume(self) -> None:
         """Let them go on."""
-        self._move("Paused", "Running", "resumed")
+        self._move("Paused", "Running", "resume", "resume")
         self.tell("vm", "resumed", None)
 
     def info(self) -> dict[str, Any]:
@@ -164,10 +164,15 @@ class Machine:
         plugged = [name for name in self.devices if name not in _BOOT_DEVICES]
         return plugged, [path for path, _ in self.locked]
 
-    def _move(self, before: str, after: str, verb: str) -> None:
+    def _move(self, before: str, after: str, what: str, verb: str) -> None:
         if self.state != before:
-            transition = f"Invalid transition: InvalidStateTransition({self.state}, {after})"
-            raise RefusalError(500, "Error from API", f"The VM could not be {verb}", transition)
+            reasons = (
+                f"The VM could not {what}",
+                f"Cannot {verb} VM",
+                f"Failed to {verb} migratable component",
+                f"Invalid transition: InvalidStateTransition({self.state}, {after})",
+            )
+            raise RefusalError(500, "Error from API", *reasons)
         self.state = after
 
     def _drop_from_config(self, name: str) -> None:

@@ -26,6 +26,12 @@ GUEST_TAKES_S = 0.02
 _MAX_BODY = 51200
 _MAX_CONNECTIONS = 10
 _QUESTIONS = frozenset({"vm.info", "vm.counters", "vmm.ping"})
+_BUSY = ["Error from API", "The VM could not be resized", "Error from CPU manager", "Still pending removed vCPU"]
+_UNDONE: dict[How | None, tuple[int, list[str]]] = {
+    How.REFUSED: (500, ["Error from API", "demanded"]),
+    How.BUSY: (429, _BUSY),
+}
+"""What is answered without anything being done."""
 _NEED_BODY = frozenset({"vm.create", "vm.add-disk", "vm.add-fs", "vm.remove-device"})
 
 
@@ -118,8 +124,8 @@ class Server:
         if not is_question:
             self._transcript.append(f"-> {what}{_said(text)}")
         demand = self._demands.next(what)
-        if demand is How.REFUSED:
-            status, said = 500, ["Error from API", "demanded"]
+        if demand in _UNDONE:
+            status, said = _UNDONE[demand]
         else:
             status, said = await self._carry_out(method, what, text)
         if demand is How.ACTED_AND_REFUSED:

@@ -32,6 +32,12 @@ BUS = HotplugBus(name="segment0", kind=BusKind.PCI, slots=29)
     [
         (500, [*ADD, "Failed to find device corresponding to the given identifier: _disk9"], NotFoundError, "_disk9"),
         (404, ["Error from API", "The VM info is not available", "VM is not created"], StateError, "not created"),
+        (
+            500,
+            ["Error from API", "Cannot resume VM", "Invalid transition: InvalidStateTransition(Running, Running)"],
+            StateError,
+            "Running",
+        ),
         (500, [*ADD, "Invalid identifier as it is not unique: d"], AlreadyExistsError, "not unique: d"),
         (
             500,

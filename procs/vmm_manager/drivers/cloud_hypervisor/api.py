@@ -1,7 +1,9 @@
 """Asking one Cloud Hypervisor: bounded requests, its refusals as our errors.
 
 A refusal is a list of strings, from the outermost to the root cause; versions before 47 and proxies say plain text. The
-status tells little (500 for nearly everything), so a refusal is told by its root cause.
+status tells little (500 for nearly everything), so a refusal is told by its root cause. Only "busy" is told by the
+status, and means that nothing was done: it is asked again, at growing intervals since no event tells when it is over,
+for as long as the request may take.
 
 A request whose deadline passed may still take effect, and one whose connection broke may have: the caller asks what is
 true. Nothing waits here for a guest: what does is told by an event.
@@ -11,6 +13,9 @@ Source: ``vmm/src/api/http`` of v51.1 and v53.0, and what v53.0 answered (docs/h
 
 from __future__ import annotations
 
+import asyncio
+from http import HTTPStatus
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 from common.errors import (
@@ -24,7 +29,7 @@ from common.errors import (
 )
 from common.text import readable
 from procs.vmm_manager.drivers.cloud_hypervisor.requests import API_SOCKET
-from procs.vmm_manager.drivers.http import UnixHttp, decoded
+from procs.vmm_manager.drivers.http import Answer, UnixHttp, decoded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,8 +38,10 @@ TIMEOUT_S = 10.0
 """How long a running Cloud Hypervisor may take to answer."""
 
 _MAX_REASON = 1000
-_BUSY = frozenset({429, 503})
+_BUSY = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 """A removal of vCPUs is pending, or too many are connected: nothing was done, and it may be asked again."""
+_PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""What lies between two requests of which the first was answered with "busy"; the last for all further ones."""
 
 _CAUSES: tuple[tuple[str, type[KataError], str | None], ...] = (
     ("Failed to find device corresponding to the given identifier", NotFoundError, None),
@@ -47,6 +54,8 @@ _CAUSES: tuple[tuple[str, type[KataError], str | None], ...] = (
     ("VM is not running", StateError, None),
     ("VM is not booted", StateError, None),
     ("VM is already created", StateError, None),
+    ("InvalidStateTransition", StateError, None),
+    ("invalid VM state transition", StateError, None),
 )
 """Part of a root cause, what it is to us, and what to do about it; the first that fits counts."""
 
@@ -96,12 +105,24 @@ class Api:
         await self.get("vm.counters")
 
     async def _request(self, method: str, what: str, body: Mapping[str, Any] | None, timeout_s: float) -> Any:  # noqa: ANN401
-        answer = await self._http.request(method, f"/api/v1/{what}", body, timeout_s=timeout_s)
+        answer = await self._answer(method, f"/api/v1/{what}", body, timeout_s)
         said = decoded(answer)
         if 200 <= answer.status < 300:
             return said
         meaning = meaning_of(answer.status, said, what)
         raise meaning from RefusalError(meaning)
+
+    async def _answer(self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float) -> Answer:
+        """Return an answer other than "busy", or the last one that there was time for."""
+        end = asyncio.get_running_loop().time() + timeout_s
+        pauses_s = chain(_PAUSES_S, repeat(_PAUSES_S[-1]))
+        while True:
+            left_s = end - asyncio.get_running_loop().time()
+            answer = await self._http.request(method, path, body, timeout_s=left_s)
+            pause_s = next(pauses_s)
+            if answer.status not in _BUSY or asyncio.get_running_loop().time() + pause_s >= end:
+                return answer
+            await asyncio.sleep(pause_s)
 
 
 def meaning_of(status: int, said: object, what: str) -> KataError:
