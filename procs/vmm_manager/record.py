@@ -14,11 +14,14 @@ import msgspec
 
 from common import paths, shards
 from common.config import HypervisorConfig
+from common.errors import AlreadyExistsError
 from common.processes import ProcessIdentity
 from common.services.vmm import DeviceSpec, Vm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from common.services.vmm import AddDevice
 
 
 class DeviceRecord(msgspec.Struct, kw_only=True):
@@ -65,6 +68,28 @@ class VmRecord(msgspec.Struct, kw_only=True):
     vm: Vm | None = None
     next_device: int = 1
     devices: dict[str, DeviceRecord] = {}
+
+    def enter(self, request: AddDevice, prefix: str) -> str:
+        """Enter a device that is about to be plugged; return our name for it, which this VM never had.
+
+        The slot is looked at here, since a hypervisor may not notice that it is taken, or leak what it then refuses.
+
+        Raises:
+            AlreadyExistsError: the slot is taken.
+        """
+        for name, device in self.devices.items():
+            if (device.bus, device.slot) == (request.bus, request.slot):
+                held = device.hypervisor_id or name
+                raise AlreadyExistsError(f"slot {request.slot} of hotplug bus {request.bus} holds {held}")
+        name = f"{prefix}{self.next_device}"
+        self.next_device += 1
+        self.devices[name] = DeviceRecord(bus=request.bus, slot=request.slot, serial=request.serial, spec=request.spec)
+        self.save()
+        return name
+
+    def name_of(self, serial: str) -> str | None:
+        """Return our name for the device of an attach, if it is in the record."""
+        return next((name for name, device in self.devices.items() if device.serial == serial), None)
 
     def save(self) -> None:
         """Write the record so that a reader sees the old one or the new one.

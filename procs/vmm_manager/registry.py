@@ -120,12 +120,17 @@ class Registry:
             self._epitaphs.pop(sandbox_id, None)
 
     async def add_device(self, request: AddDevice) -> AddedDevice:
-        """Plug a device into a running VM."""
+        """Plug a device into a running VM; one attach brings one device, however often it is asked for.
+
+        While the caller waits, the bus has repeats join the call. A manager that died is repeated to its successor: it
+        may have died with the answer, or the hypervisor have carried out its request since.
+        """
         if not isinstance(request.spec, self._driver.capabilities.devices):
             kind = type(request.spec).__struct_config__.tag
             raise UnsupportedError(f"{self._driver.name} cannot plug a {kind} device into a running guest")
         try:
-            return await self.machine(request.sandbox_id).add_device(request)
+            devices = self.machine(request.sandbox_id).devices
+            return await devices.find(request.serial) or await devices.add(request)
         except OSError as err:
             raise HypervisorError(f"cannot plug a device into {request.sandbox_id}: {err}") from err
 

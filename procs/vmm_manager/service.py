@@ -60,9 +60,9 @@ class VmmService:
         return vmm.VmList(vms=self._registry.vms())
 
     async def _remove_device(self, request: vmm.RemoveDevice) -> Empty:
-        await self._registry.machine(request.sandbox_id).remove_device(request.hypervisor_id)
+        await self._registry.machine(request.sandbox_id).devices.remove(request.hypervisor_id)
         return Empty()
 
     async def _list_present_devices(self, request: vmm.SandboxRef) -> vmm.PresentDevices:
-        present = await self._registry.machine(request.sandbox_id).present_devices()
+        present = await self._registry.machine(request.sandbox_id).devices.present()
         return vmm.PresentDevices(devices=tuple(present))

@@ -170,33 +170,33 @@ async def test_a_jail_has_a_user_of_its_own_and_nothing_of_the_host_that_the_vm_
 @in_event_loop
 async def test_a_disk_on_pci_is_found_by_slot_and_serial_and_leaves_no_trace(run_dir: Path) -> None:
     async with starting(run_dir, **PCI) as stand:
-        first = await stand.machine.add_device(stand.request(disk(run_dir, "a")))
-        second = await stand.machine.add_device(stand.request(disk(run_dir, "b"), 7))
+        first = await stand.machine.devices.add(stand.request(disk(run_dir, "a")))
+        second = await stand.machine.devices.add(stand.request(disk(run_dir, "b"), 7))
         assert (first.hypervisor_id, first.guest_path) == ("disk_1", "03")
         assert (second.hypervisor_id, second.guest_path) == ("disk_2", "04"), "the lowest free slot, whatever ours is"
         assert first.storage_options.endswith(",untold")
         assert first.storage_options != second.storage_options
         assert not (stand.root / "disk_1").exists(), "the node is there only while it is opened"
         await stand.ask("remove", slot=3)
-        await stand.machine.remove_device("disk_1")
+        await stand.machine.devices.remove("disk_1")
         assert stand.removed == ["disk_1"]
-        third = await stand.machine.add_device(stand.request(disk(run_dir, "a")))
+        third = await stand.machine.devices.add(stand.request(disk(run_dir, "a")))
         assert (third.hypervisor_id, third.guest_path) == ("disk_3", "03")
         assert third.storage_options != first.storage_options, "the same file, another attach, another serial"
-        assert [device.hypervisor_id for device in await stand.machine.present_devices()] == ["disk_2", "disk_3"]
+        assert [device.hypervisor_id for device in await stand.machine.devices.present()] == ["disk_2", "disk_3"]
 
 
 @in_event_loop
 async def test_a_disk_takes_the_place_of_a_placeholder_that_fits(run_dir: Path) -> None:
     async with starting(run_dir, "1.12.1", placeholder_drives=2, read_only_placeholder_drives=1) as stand:
-        added = await stand.machine.add_device(stand.request(disk(run_dir, "a"), 1))
+        added = await stand.machine.devices.add(stand.request(disk(run_dir, "a"), 1))
         assert (added.hypervisor_id, added.guest_path) == ("disk_1", "/dev/vdb")
         assert added.storage_options.endswith(f",sectors={MIB // 512}")
-        read_only = await stand.machine.add_device(stand.request(disk(run_dir, "b"), is_read_only=True))
+        read_only = await stand.machine.devices.add(stand.request(disk(run_dir, "b"), is_read_only=True))
         assert read_only.guest_path == "/dev/vdc"
         files = await stand.ask("guest")
         assert files == {"drive_0": "placeholder", "drive_1": "disk_1", "drive_2": "disk_2"}
-        await stand.machine.remove_device("disk_1")
+        await stand.machine.devices.remove("disk_1")
         assert (await stand.ask("guest"))["drive_1"] == "placeholder"
         assert stand.removed == ["disk_1"]
 
@@ -209,52 +209,52 @@ async def test_a_refused_disk_is_undone_whole(run_dir: Path, changes: dict[str, 
         verb = "PUT" if changes else "PATCH"
         await stand.ask("misbehave", what=f"{verb} /drives", how=how, times=1)
         with pytest.raises(HypervisorError, match="demanded"):
-            await stand.machine.add_device(stand.request(disk(run_dir, "a")))
-        assert await stand.machine.present_devices() == []
+            await stand.machine.devices.add(stand.request(disk(run_dir, "a")))
+        assert await stand.machine.devices.present() == []
         assert stand.record.devices == {}
         assert "400 Bad Request. Message: demanded" in stand.machine.log_tail()
-        again = await stand.machine.add_device(stand.request(disk(run_dir, "a")))
+        again = await stand.machine.devices.add(stand.request(disk(run_dir, "a")))
         assert again.hypervisor_id == "disk_2", "no id is used twice"
 
 
 @in_event_loop
 async def test_a_slot_that_is_taken_or_not_there_and_a_disk_that_is_none_are_refused(run_dir: Path) -> None:
     async with starting(run_dir, **PCI) as stand:
-        await stand.machine.add_device(stand.request(disk(run_dir, "a")))
+        await stand.machine.devices.add(stand.request(disk(run_dir, "a")))
         before = len(await stand.said())
         with pytest.raises(AlreadyExistsError, match="holds disk_1"):
-            await stand.machine.add_device(stand.request(disk(run_dir, "b")))
+            await stand.machine.devices.add(stand.request(disk(run_dir, "b")))
         with pytest.raises(UsageError, match="no slot 29"):
-            await stand.machine.add_device(stand.request(disk(run_dir, "b"), 29))
+            await stand.machine.devices.add(stand.request(disk(run_dir, "b"), 29))
         with pytest.raises(UsageError, match="neither a regular file nor a block device"):
-            await stand.machine.add_device(stand.request(run_dir, 1))
+            await stand.machine.devices.add(stand.request(run_dir, 1))
         with pytest.raises(NotFoundError):
-            await stand.machine.remove_device("disk_9")
+            await stand.machine.devices.remove("disk_9")
         assert len(await stand.said()) == before, "Firecracker was not asked"
 
 
 @in_event_loop
 async def test_the_next_manager_takes_over_and_settles_what_was_half_done(run_dir: Path) -> None:
     async with starting(run_dir, **PCI) as stand:
-        await stand.machine.add_device(stand.request(disk(run_dir, "a")))
+        await stand.machine.devices.add(stand.request(disk(run_dir, "a")))
         half = msgspec.structs.replace(stand.record.devices["disk_1"], slot=1, place="04")
         stand.record.devices["disk_2"], stand.record.next_device = half, 3
         stand.record.save()
         await stand.adopt()
         assert stand.removed == ["disk_2"]
         assert list(stand.record.devices) == ["disk_1"]
-        await stand.machine.remove_device("disk_1")
-        assert (await stand.machine.add_device(stand.request(disk(run_dir, "a")))).hypervisor_id == "disk_3"
+        await stand.machine.devices.remove("disk_1")
+        assert (await stand.machine.devices.add(stand.request(disk(run_dir, "a")))).hypervisor_id == "disk_3"
 
 
 @in_event_loop
 async def test_a_vm_that_does_not_tell_its_disks_is_taken_over_all_the_same(run_dir: Path) -> None:
     async with starting(run_dir, **PCI) as stand:
-        await stand.machine.add_device(stand.request(disk(run_dir, "a")))
+        await stand.machine.devices.add(stand.request(disk(run_dir, "a")))
         await stand.ask("misbehave", what="GET /vm", how="refused", times=1)
         await stand.adopt()
         assert stand.removed == []
-        assert [device.hypervisor_id for device in await stand.machine.present_devices()] == ["disk_1"]
+        assert [device.hypervisor_id for device in await stand.machine.devices.present()] == ["disk_1"]
 
 
 @pytest.mark.parametrize("changes", [PCI, {}], ids=["pci", "placeholders"])
@@ -263,11 +263,11 @@ async def test_what_a_dead_manager_asked_for_and_is_done_late_is_taken_out(
     run_dir: Path, changes: dict[str, Any]
 ) -> None:
     async with starting(run_dir, **changes) as stand:
-        await stand.machine.add_device(stand.request(disk(run_dir, "a")))
+        await stand.machine.devices.add(stand.request(disk(run_dir, "a")))
         stand.record.devices.clear()
-        assert await stand.machine.present_devices() == []
+        assert await stand.machine.devices.present() == []
         assert await stand.ask("has") == [[], []]
-        again = await stand.machine.add_device(stand.request(disk(run_dir, "a")))
+        again = await stand.machine.devices.add(stand.request(disk(run_dir, "a")))
         assert (again.hypervisor_id, again.guest_path) == ("disk_2", "03" if changes else "/dev/vda")
 
 
@@ -286,7 +286,7 @@ async def test_a_guest_that_panics_ends_the_vm_and_its_last_words_are_known(run_
 async def test_without_a_jailer_the_same_works(run_dir: Path) -> None:
     async with starting(run_dir, jailer_path="", **PCI) as stand:
         assert stand.root.stat().st_uid == 0
-        assert (await stand.machine.add_device(stand.request(disk(run_dir, "a")))).guest_path == "03"
+        assert (await stand.machine.devices.add(stand.request(disk(run_dir, "a")))).guest_path == "03"
 
 
 @pytest.mark.parametrize(

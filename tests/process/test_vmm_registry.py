@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from common import log, paths
@@ -47,28 +48,40 @@ if TYPE_CHECKING:
 VMM = ["/bin/sh", "-c", "echo up; exec sleep 1000"]
 
 
+class FakeDevices:
+    """Devices that are there as soon as they are asked for."""
+
+    def __init__(self, on_removed: Callable[[str], None]) -> None:
+        self._on_removed = on_removed
+        self._added: dict[str, AddedDevice] = {}
+
+    async def find(self, serial: str) -> AddedDevice | None:
+        return self._added.get(serial)
+
+    async def add(self, request: AddDevice) -> AddedDevice:
+        if not Path(request.spec.source).is_dir():
+            raise FileNotFoundError(request.spec.source)
+        self._added[request.serial] = AddedDevice(hypervisor_id=f"d{len(self._added) + 1}", guest_path="01/00")
+        return self._added[request.serial]
+
+    async def remove(self, hypervisor_id: str) -> None:
+        self._on_removed(hypervisor_id)
+
+    async def present(self) -> list[PresentDevice]:
+        return []
+
+
 class FakeMachine:
     """A VM that is a sleeping process."""
 
     def __init__(self, vm: Vm, process: Process, on_removed: Callable[[str], None]) -> None:
         self.vm = vm
         self.process = process
-        self.on_removed = on_removed
+        self.devices = FakeDevices(on_removed)
 
     @property
     def is_running(self) -> bool:
         return self.process.is_running
-
-    async def add_device(self, request: AddDevice) -> AddedDevice:
-        if not Path(request.spec.source).is_dir():
-            raise FileNotFoundError(request.spec.source)
-        return AddedDevice(hypervisor_id="d1", guest_path="01/00")
-
-    async def remove_device(self, hypervisor_id: str) -> None:
-        self.on_removed(hypervisor_id)
-
-    async def present_devices(self) -> list[PresentDevice]:
-        return []
 
     async def runstate(self) -> str:
         return "running"
@@ -322,8 +335,19 @@ async def test_a_removed_device_is_told(sandbox: str) -> None:
     async with registering() as (registry, told):
         await registry.create(wish(sandbox))
         assert (await registry.add_device(share(sandbox, "/"))).hypervisor_id == "d1"
-        await registry.machine(sandbox).remove_device("d1")
+        await registry.machine(sandbox).devices.remove("d1")
         await told.wait_for(DeviceRemoved(sandbox_id=sandbox, hypervisor_id="d1"))
+        await registry.destroy(sandbox)
+
+
+@in_event_loop
+async def test_an_attach_that_is_asked_for_again_is_answered(sandbox: str) -> None:
+    async with registering() as (registry, _):
+        await registry.create(wish(sandbox))
+        added = await registry.add_device(share(sandbox, "/"))
+        assert await registry.add_device(share(sandbox, "/")) == added
+        another = await registry.add_device(msgspec.structs.replace(share(sandbox, "/"), serial="another"))
+        assert another.hypervisor_id == "d2"
         await registry.destroy(sandbox)
 
 

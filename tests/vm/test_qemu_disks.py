@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from common.testing.vmm_stand import Manager
 
 SCSI = BlockDriver.VIRTIO_SCSI
+SERIAL = "0123456789abcdef0123"
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock (fcntl(2)) on x86-64
 
 
@@ -69,13 +70,13 @@ async def test_disks_come_and_go(sandbox: str, driver: BlockDriver) -> None:
         first, second = image(sandbox, "image1"), image(sandbox, "image2")
         for number in (1, 3, 5):  # the same files again and again, at once
             one = await manager.plug(sandbox, disk(first, driver=driver), 0)
-            two = await manager.plug(sandbox, disk(second, driver=driver), 1, serial="0123456789abcdef0123")
+            two = await manager.plug(sandbox, disk(second, driver=driver), 1, serial=SERIAL)
             assert (one.guest_path, two.guest_path) == where
             ids = [f"disk-{number}", f"disk-{number + 1}"]
             assert [one.hypervisor_id, two.hypervisor_id] == ids, "no id is used twice"
             await assert_agreed(manager, vm, {ids[0]: first, ids[1]: second})
             listed = {device.hypervisor_id: device for device in await manager.list(sandbox)}
-            assert (listed[ids[1]].slot, listed[ids[1]].serial) == (1, "0123456789abcdef0123")
+            assert (listed[ids[1]].slot, listed[ids[1]].serial) == (1, SERIAL)
             for device, path in ((one, first), (two, second)):
                 await manager.remove(sandbox, device.hypervisor_id)
                 assert await removed(news) == device.hypervisor_id
@@ -147,7 +148,7 @@ async def test_disks_survive_the_manager(sandbox: str) -> None:
         vm = await manager.create(sandbox)
         await booted(vm)
         path, other = image(sandbox, "image1"), image(sandbox, "image2")
-        await manager.plug(sandbox, disk(path), 0)
+        plugged = await manager.plug(sandbox, disk(path), 0, serial=SERIAL)
         await manager.plug(sandbox, disk(other), 1)
         manager.kill()
         async with Monitor(vm) as monitor:
@@ -155,6 +156,7 @@ async def test_disks_survive_the_manager(sandbox: str) -> None:
         await manager.start()
         await resynced(news)
         await assert_agreed(manager, vm, {"disk-1": path})
+        assert await manager.plug(sandbox, disk(path), 0, serial=SERIAL) == plugged, "asked again, answered"
         await manager.remove(sandbox, "disk-1")
         while await removed(news) != "disk-1":  # that of the other may be heard as well, or was told too early
             pass

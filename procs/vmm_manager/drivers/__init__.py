@@ -41,6 +41,22 @@ class Capabilities:
     devices: tuple[type, ...]
 
 
+class Devices(Protocol):
+    """The devices of one VM that come and go while it runs."""
+
+    async def find(self, serial: str) -> AddedDevice | None:
+        """Return the device of an attach, if the hypervisor has it."""
+
+    async def add(self, request: AddDevice) -> AddedDevice:
+        """Plug a device; it is in the record before the hypervisor hears of it."""
+
+    async def remove(self, hypervisor_id: str) -> None:
+        """Ask the guest to let a device go; returns when the request is accepted."""
+
+    async def present(self) -> list[PresentDevice]:
+        """Return the hypervisor's own list of hot-plugged devices."""
+
+
 class Machine(Protocol):
     """One running VM."""
 
@@ -49,17 +65,12 @@ class Machine(Protocol):
         """What callers are told of it."""
 
     @property
+    def devices(self) -> Devices:
+        """Its devices."""
+
+    @property
     def is_running(self) -> bool:
         """Whether its VMM lives."""
-
-    async def add_device(self, request: AddDevice) -> AddedDevice:
-        """Plug a device; it is in the record before the hypervisor hears of it."""
-
-    async def remove_device(self, hypervisor_id: str) -> None:
-        """Ask the guest to let a device go; returns when the request is accepted."""
-
-    async def present_devices(self) -> list[PresentDevice]:
-        """Return the hypervisor's own list of hot-plugged devices."""
 
     async def runstate(self) -> str:
         """Return the hypervisor's word for the VM's state, for example ``running``."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from common import paths
+from common.errors import AlreadyExistsError
 from common.processes import ProcessIdentity
-from common.services.vmm import ShareSpec
+from common.services.vmm import AddDevice, ShareSpec
 from procs.vmm_manager.record import DeviceRecord, VmRecord, load_all
 
 SANDBOX = "s1"
@@ -52,6 +54,19 @@ def test_a_record_is_replaced_as_a_whole(directory: Path, monkeypatch: pytest.Mo
 def test_what_cannot_be_read_counts_as_half_made(directory: Path, content: bytes) -> None:
     (directory / "vm.json").write_bytes(content)
     assert list(load_all()) == [VmRecord(sandbox_id=SANDBOX)]
+
+
+def test_a_device_is_entered_once_under_a_name_of_its_own_and_found_by_serial() -> None:
+    record = VmRecord(sandbox_id=SANDBOX)
+    spec = ShareSpec(source="/share", tag="kataShared")
+    request = AddDevice(sandbox_id=SANDBOX, spec=spec, bus="port0", slot=0, serial="0f")
+    assert record.enter(request, "share-") == record.name_of("0f") == "share-1"
+    assert list(load_all()) == [record], "before the hypervisor hears of it"
+    with pytest.raises(AlreadyExistsError, match="slot 0 of hotplug bus port0 holds share-1"):
+        record.enter(msgspec.structs.replace(request, serial="10"), "share-")
+    assert record.name_of("10") is None
+    del record.devices["share-1"]
+    assert record.enter(request, "share-") == "share-2"
 
 
 def test_a_sandbox_without_a_vm_has_no_record() -> None:

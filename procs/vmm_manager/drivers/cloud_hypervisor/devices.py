@@ -19,13 +19,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from common import log
-from common.errors import AlreadyExistsError, HypervisorError, KataError, NotFoundError
+from common.errors import HypervisorError, KataError, NotFoundError
 from common.services.vmm import AddedDevice, BlockSpec, PresentDevice, ShareSpec
 from procs.vmm_manager.drivers.cloud_hypervisor import requests
 from procs.vmm_manager.drivers.cloud_hypervisor.api import is_refusal
 from procs.vmm_manager.drivers.cloud_hypervisor.topology import pci_path, pci_slot
 from procs.vmm_manager.drivers.sources import is_block_device
-from procs.vmm_manager.record import DeviceRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from procs.vmm_manager.drivers.cloud_hypervisor.versions import Features
     from procs.vmm_manager.drivers.daemons import Daemons
     from procs.vmm_manager.drivers.spawn import Process
-    from procs.vmm_manager.record import VmRecord
+    from procs.vmm_manager.record import DeviceRecord, VmRecord
 
 
 class Devices:
@@ -74,6 +73,16 @@ class Devices:
         self._on_removed = on_removed
         self._lock = asyncio.Lock()
 
+    async def find(self, serial: str) -> AddedDevice | None:
+        """Return the device of an attach, if Cloud Hypervisor has it."""
+        async with self._lock:
+            name = self._record.name_of(serial)
+            if name is None:
+                return None
+            info = await self._api.get("vm.info")
+            found = _found(info, name, self._record.devices[name])
+            return self._added(name, found, _bdf(_tree_of(info), found)) if found else None
+
     async def add(self, request: AddDevice) -> AddedDevice:
         """Plug a device; undone in reverse if a step fails.
 
@@ -87,10 +96,7 @@ class Devices:
         if isinstance(request.spec, BlockSpec):
             await asyncio.to_thread(is_block_device, request.spec.source)
         async with self._lock:
-            if (added := await self._added_before(request.serial)) is not None:
-                return added
-            self._require_free(request.bus, request.slot)
-            name = self._enter(request)
+            name = self._record.enter(request, "disk-" if isinstance(request.spec, BlockSpec) else "share-")
             try:
                 return await self._plug(name, slot)
             except (KataError, OSError) as err:
@@ -184,15 +190,6 @@ class Devices:
             raise HypervisorError(failure.message + said, hint=failure.hint) from failure
         raise failure
 
-    async def _added_before(self, serial: str) -> AddedDevice | None:
-        """Return what an earlier manager plugged for the same attach before it died with the answer."""
-        name = next((name for name, device in self._record.devices.items() if device.serial == serial), None)
-        if name is None:
-            return None
-        info = await self._api.get("vm.info")
-        found = _found(info, name, self._record.devices[name])
-        return self._added(name, found, _bdf(_tree_of(info), found)) if found else None
-
     def _added(self, name: str, hypervisor_id: str, bdf: str) -> AddedDevice:
         self._learn(name, hypervisor_id)
         return AddedDevice(hypervisor_id=hypervisor_id, guest_path=pci_path(bdf))
@@ -200,22 +197,6 @@ class Devices:
     def _learn(self, name: str, hypervisor_id: str) -> None:
         self._record.devices[name].hypervisor_id = hypervisor_id
         self._record.save()
-
-    def _require_free(self, bus: str, slot: int) -> None:
-        """Refuse a slot that is taken. Cloud Hypervisor must not have to: a refused add leaks a name and a file."""
-        for name, device in self._record.devices.items():
-            if (device.bus, device.slot) == (bus, slot):
-                raise AlreadyExistsError(f"slot {slot} of hotplug bus {bus} holds {device.hypervisor_id or name}")
-
-    def _enter(self, request: AddDevice) -> str:
-        kind = "disk" if isinstance(request.spec, BlockSpec) else "share"
-        name = f"{kind}-{self._record.next_device}"
-        self._record.next_device += 1
-        self._record.devices[name] = DeviceRecord(
-            bus=request.bus, slot=request.slot, serial=request.serial, spec=request.spec
-        )
-        self._record.save()
-        return name
 
     async def _forget(self, name: str) -> None:
         hypervisor_id = self._record.devices[name].hypervisor_id

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from common.config import ClhConfig
-    from common.services.vmm import AddDevice, AddedDevice, PresentDevice, Vm
+    from common.services.vmm import Vm
     from common.workers import Workers
     from procs.vmm_manager.drivers.cloud_hypervisor.api import Api
     from procs.vmm_manager.drivers.cloud_hypervisor.events import EventStream
@@ -54,7 +54,7 @@ class ClhMachine:
         self._events = events
         self._console = console
         self._workers = workers
-        self._devices = Devices(
+        self.devices = Devices(
             record,
             vm.hotplug_buses[0],
             config,
@@ -81,7 +81,7 @@ class ClhMachine:
 
         If it cannot be asked it runs on; only its devices are fixed.
         """
-        self._devices.adopt()
+        self.devices.adopt()
         self.watch()
         await self._handle(LOST)
 
@@ -101,24 +101,12 @@ class ClhMachine:
         """Return the last of what Cloud Hypervisor printed."""
         return self._process.output.tail()
 
-    async def add_device(self, request: AddDevice) -> AddedDevice:
-        """Plug a device; see :meth:`Devices.add`."""
-        return await self._devices.add(request)
-
-    async def remove_device(self, hypervisor_id: str) -> None:
-        """Ask the guest to let a device go; see :meth:`Devices.remove`."""
-        await self._devices.remove(hypervisor_id)
-
-    async def present_devices(self) -> list[PresentDevice]:
-        """Return the hot-plugged devices that Cloud Hypervisor has."""
-        return await self._devices.present()
-
     async def _handle(self, event: Event) -> None:
         try:
             if event == LOST:
-                await self._devices.reconcile()
+                await self.devices.reconcile()
             elif (event.source, event.name) == ("vm", "device-removed"):
-                await self._devices.forget(event.device_id)
+                await self.devices.forget(event.device_id)
             elif event.name in _ENDS:
                 log.get().warning("guest ended", sandbox=self.vm.sandbox_id, event_name=event.name)
                 self._process.kill()

@@ -17,10 +17,9 @@ from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from common import log
-from common.errors import AlreadyExistsError, DeadlineError, KataError, NotFoundError
+from common.errors import DeadlineError, KataError, NotFoundError
 from common.services.vmm import AddedDevice, BlockSpec, PresentDevice
 from procs.vmm_manager.drivers.firecracker.places import require
-from procs.vmm_manager.record import DeviceRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,10 +46,17 @@ class Drives:
         self._on_removed = on_removed
         self._lock = asyncio.Lock()
 
-    async def add(self, request: AddDevice) -> AddedDevice:
-        """Put a disk in; undone if a step fails. Asked again for the same attach, answer with what is there.
+    async def find(self, serial: str) -> AddedDevice | None:
+        """Return the disk of an attach, if Firecracker has it."""
+        async with self._lock:
+            if self._record.name_of(serial) is None:
+                return None
+            await self._settle()
+            device_id = self._record.name_of(serial)
+            return self._added(device_id) if device_id else None
 
-        An earlier manager may have died with the answer, and Firecracker have carried out its request since.
+    async def add(self, request: AddDevice) -> AddedDevice:
+        """Put a disk in; undone if a step fails.
 
         Raises:
             AlreadyExistsError: the slot is taken.
@@ -58,21 +64,18 @@ class Drives:
             HypervisorError: Firecracker refused.
         """
         require(self._places, request.bus, request.slot)
-        async with self._lock, AsyncExitStack() as undo:
+        async with self._lock:
             await self._settle()
-            for device_id, device in self._record.devices.items():
-                if device.serial == request.serial:
-                    return _added(device_id, device)
-            self._require_free(request)
-            device_id, device = self._enter(request)
-            undo.push_async_callback(self._undo, device_id)
-            try:
-                await self._put_in(device_id, device)
-            except asyncio.CancelledError:
-                undo.pop_all()  # the manager stops: the next one asks how far this came
-                raise
-            undo.pop_all()
-        return _added(device_id, device)
+            device_id = self._record.enter(request, _PREFIX)
+            async with AsyncExitStack() as undo:
+                undo.push_async_callback(self._undo, device_id)
+                try:
+                    await self._put_in(device_id)
+                except asyncio.CancelledError:
+                    undo.pop_all()  # the manager stops: the next one asks how far this came
+                    raise
+                undo.pop_all()
+            return self._added(device_id)
 
     async def remove(self, device_id: str) -> None:
         """Take a disk out that the guest has let go.
@@ -114,22 +117,10 @@ class Drives:
             self._forget(device_id)
             self._on_removed(device_id)
 
-    def _require_free(self, request: AddDevice) -> None:
-        for device_id, device in self._record.devices.items():
-            if (device.bus, device.slot) == (request.bus, request.slot):
-                raise AlreadyExistsError(f"slot {request.slot} of hotplug bus {request.bus} holds {device_id}")
-
-    def _enter(self, request: AddDevice) -> tuple[str, DeviceRecord]:
-        device_id = f"{_PREFIX}{self._record.next_device}"
-        device = DeviceRecord(bus=request.bus, slot=request.slot, serial=request.serial, spec=request.spec)
-        device.place = self._places.place(device, [other.place for other in self._record.devices.values()])
-        self._record.next_device += 1
-        self._record.devices[device_id] = device
-        self._record.save()
-        return device_id, device
-
-    async def _put_in(self, device_id: str, device: DeviceRecord) -> None:
+    async def _put_in(self, device_id: str) -> None:
         """Have Firecracker take a disk."""
+        device = self._record.devices[device_id]
+        device.place = self._places.place(device, [other.place for other in self._record.devices.values()])
         assert isinstance(device.spec, BlockSpec), "what Capabilities say"
         with ExitStack() as stack:
             lent = await asyncio.to_thread(stack.enter_context, self._jail.lent(device_id, device.spec))
@@ -170,6 +161,6 @@ class Drives:
         named = {str(drive.get("path_on_host")): str(drive.get("drive_id")) for drive in drives}
         return {name: drive_id for name, drive_id in named.items() if name.startswith(_PREFIX)}
 
-
-def _added(device_id: str, device: DeviceRecord) -> AddedDevice:
-    return AddedDevice(hypervisor_id=device_id, guest_path=device.place, storage_options=device.storage_options)
+    def _added(self, device_id: str) -> AddedDevice:
+        device = self._record.devices[device_id]
+        return AddedDevice(hypervisor_id=device_id, guest_path=device.place, storage_options=device.storage_options)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from common.config import FirecrackerConfig
-    from common.services.vmm import AddDevice, AddedDevice, PresentDevice, Vm
+    from common.services.vmm import Vm
     from procs.vmm_manager.drivers.console import Console
     from procs.vmm_manager.drivers.firecracker.jail import Jail
     from procs.vmm_manager.drivers.spawn import Process
@@ -47,7 +47,7 @@ class FirecrackerMachine:
         self._console = console
         self._api = Api(str(jail.root))
         self._log = Output(jail.root / LOG)
-        self._drives = Drives(record, places.of(config), self._api, jail, on_removed)
+        self.devices = Drives(record, places.of(config), self._api, jail, on_removed)
 
     @property
     def is_running(self) -> bool:
@@ -57,7 +57,7 @@ class FirecrackerMachine:
     async def take_over(self) -> None:
         """Ask what became of the disks of a VM that an earlier manager started; if that cannot be, it runs on."""
         try:
-            await self._drives.present()
+            await self.devices.present()
         except KataError as err:
             log.get().error("Firecracker does not tell its disks", sandbox=self.vm.sandbox_id, error=str(err))
 
@@ -79,15 +79,3 @@ class FirecrackerMachine:
     def log_tail(self) -> str:
         """Return the last of what Firecracker printed of its own, and logged."""
         return self._process.output.tail() + self._log.tail()
-
-    async def add_device(self, request: AddDevice) -> AddedDevice:
-        """Put a disk in; see :meth:`Drives.add`."""
-        return await self._drives.add(request)
-
-    async def remove_device(self, hypervisor_id: str) -> None:
-        """Take a disk out; see :meth:`Drives.remove`."""
-        await self._drives.remove(hypervisor_id)
-
-    async def present_devices(self) -> list[PresentDevice]:
-        """Return the disks that Firecracker has."""
-        return await self._drives.present()

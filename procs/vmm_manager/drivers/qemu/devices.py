@@ -24,9 +24,8 @@ from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from common import log
-from common.errors import AlreadyExistsError, DeadlineError, HypervisorError, KataError, NotFoundError, UnsupportedError
+from common.errors import DeadlineError, HypervisorError, KataError, NotFoundError, UnsupportedError
 from common.services.vmm import AddedDevice, PresentDevice
-from procs.vmm_manager.record import DeviceRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from procs.vmm_manager.drivers.qemu.qmp import Qmp
     from procs.vmm_manager.drivers.qemu.topology import Topology
     from procs.vmm_manager.drivers.spawn import Process
-    from procs.vmm_manager.record import VmRecord
+    from procs.vmm_manager.record import DeviceRecord, VmRecord
 
 _PERIPHERALS = "/machine/peripheral"
 _PROCESSOR = re.compile(rf"{_PERIPHERALS}/(cpu-\d+)/")
@@ -96,6 +95,11 @@ class Devices:
         self._on_removed = on_removed
         self._lock = asyncio.Lock()
 
+    async def find(self, serial: str) -> AddedDevice | None:
+        """Return the device of an attach, if QEMU has all of it."""
+        device_id = self._record.name_of(serial)
+        return self._added(device_id) if device_id and device_id in await self._plugged() else None
+
     async def add(self, request: AddDevice) -> AddedDevice:
         """Plug a device; undone in reverse if a step fails.
 
@@ -106,20 +110,20 @@ class Devices:
         """
         place = self._topology.place(request.bus, request.slot)
         backend = self._backends[type(request.spec)]
-        async with self._lock, AsyncExitStack() as undo:
-            self._require_free(request.bus, request.slot)
-            device_id = self._enter(request, backend.prefix)
-            undo.push_async_callback(self._undo, device_id)
-            try:
-                arguments = await backend.make(device_id, self._record.devices[device_id])
-                await self._plug(device_id, {**arguments, **place.arguments})
-            except HypervisorError as err:
-                raise HypervisorError(err.message + backend.said(device_id), hint=err.hint) from err
-            except asyncio.CancelledError:
-                undo.pop_all()  # the manager stops: the next one asks QEMU how far this came
-                raise
-            undo.pop_all()
-        return AddedDevice(hypervisor_id=device_id, guest_path=place.guest_path)
+        async with self._lock:
+            device_id = self._record.enter(request, backend.prefix)
+            async with AsyncExitStack() as undo:
+                undo.push_async_callback(self._undo, device_id)
+                try:
+                    arguments = await backend.make(device_id, self._record.devices[device_id])
+                    await self._plug(device_id, {**arguments, **place.arguments})
+                except HypervisorError as err:
+                    raise HypervisorError(err.message + backend.said(device_id), hint=err.hint) from err
+                except asyncio.CancelledError:
+                    undo.pop_all()  # the manager stops: the next one asks QEMU how far this came
+                    raise
+                undo.pop_all()
+            return self._added(device_id)
 
     async def remove(self, device_id: str) -> None:
         """Ask the guest to let a device go; a second request while one is pending is accepted too.
@@ -156,7 +160,7 @@ class Devices:
                 bus=device.bus,
                 slot=device.slot,
                 serial=device.serial,
-                guest_path=self._topology.place(device.bus, device.slot).guest_path,
+                guest_path=self._guest_path(device),
                 spec=device.spec,
             )
             for device_id, device in known
@@ -200,19 +204,11 @@ class Devices:
         else:
             self._on_removed(device_id)
 
-    def _require_free(self, bus: str, slot: int) -> None:
-        holders = {(device.bus, device.slot): device_id for device_id, device in self._record.devices.items()}
-        if (bus, slot) in holders:
-            raise AlreadyExistsError(f"slot {slot} of hotplug bus {bus} holds {holders[bus, slot]}")
+    def _added(self, device_id: str) -> AddedDevice:
+        return AddedDevice(hypervisor_id=device_id, guest_path=self._guest_path(self._record.devices[device_id]))
 
-    def _enter(self, request: AddDevice, prefix: str) -> str:
-        device_id = f"{prefix}{self._record.next_device}"
-        self._record.next_device += 1
-        self._record.devices[device_id] = DeviceRecord(
-            bus=request.bus, slot=request.slot, serial=request.serial, spec=request.spec
-        )
-        self._record.save()
-        return device_id
+    def _guest_path(self, device: DeviceRecord) -> str:
+        return self._topology.place(device.bus, device.slot).guest_path
 
     async def _clear(self, device_id: str) -> None:
         """Undo all of a device but its ``device_add``; the record goes last."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from common.config import QemuConfig
-    from common.services.vmm import AddDevice, AddedDevice, PresentDevice, Vm
+    from common.services.vmm import Vm
     from common.workers import Workers
     from procs.vmm_manager.drivers.qemu.qmp import Qmp
     from procs.vmm_manager.drivers.spawn import Process
@@ -69,7 +69,7 @@ class QemuMachine:
             CpuSpec: Cpus(config, vm.accelerator, qmp),
             MemorySpec: Memory(qmp),
         }
-        self._devices = Devices(record, Topology(config), backends, qmp, process, on_removed)
+        self.devices = Devices(record, Topology(config), backends, qmp, process, on_removed)
 
     @property
     def is_running(self) -> bool:
@@ -83,7 +83,7 @@ class QemuMachine:
 
     async def take_over(self) -> None:
         """Begin to watch a VM that an earlier manager started, and ask what happened meanwhile."""
-        self._devices.adopt()
+        self.devices.adopt()
         await self._reconnect()
         self.watch()
 
@@ -103,22 +103,10 @@ class QemuMachine:
         """Return the last of what QEMU printed."""
         return self._process.output.tail()
 
-    async def add_device(self, request: AddDevice) -> AddedDevice:
-        """Plug a device; see :meth:`Devices.add`."""
-        return await self._devices.add(request)
-
-    async def remove_device(self, hypervisor_id: str) -> None:
-        """Ask the guest to let a device go; see :meth:`Devices.remove`."""
-        await self._devices.remove(hypervisor_id)
-
-    async def present_devices(self) -> list[PresentDevice]:
-        """Return the hot-plugged devices that QEMU has."""
-        return await self._devices.present()
-
     async def _handle(self, event: str, data: dict[str, Any]) -> None:
         try:
             if event == "DEVICE_DELETED":
-                await self._devices.note_deleted(str(data.get("device", "")), str(data.get("path", "")))
+                await self.devices.note_deleted(str(data.get("device", "")), str(data.get("path", "")))
             elif event == "DEVICE_UNPLUG_GUEST_ERROR":
                 log.get().warning("the guest refused to let a device go", sandbox=self.vm.sandbox_id, **data)
             elif event == "STOP":
@@ -149,7 +137,7 @@ class QemuMachine:
         """Connect to the monitor and ask what was missed. Without one the VM runs on; only its devices are fixed."""
         try:
             await self._qmp.connect(timeout_s=COMMAND_TIMEOUT_S)
-            await self._devices.reconcile()
+            await self.devices.reconcile()
             await self._end_if_dead()
         except KataError as err:
             log.get().error("QEMU's monitor cannot be used", sandbox=self.vm.sandbox_id, error=str(err))
