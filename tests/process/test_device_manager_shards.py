@@ -7,14 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from typing import TYPE_CHECKING
 
 import pytest
 
+from common import shards
 from common.errors import AlreadyExistsError, InterruptedCallError, KataError
-from common.testing.hotplug_stand import disk
+from common.testing.fake_vmms import FAKES
+from common.testing.hotplug_stand import a_vm, disk
 from common.testing.isolation import in_event_loop
 from common.testing.shard_stand import sharding
+from common.testing.vmm_stand import managing
 
 if TYPE_CHECKING:
     from common.testing.device_stand import DeviceManager
@@ -134,3 +138,15 @@ async def test_a_wrong_number_of_shards_makes_no_vm(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv("KATA_DEVICE_MANAGER_SHARDS", "1")
         with pytest.raises(KataError, match="KATA_DEVICE_MANAGER_SHARDS is 'many'"):
             await stand.sandbox(shard=0)
+
+
+@pytest.mark.parametrize("hypervisor", FAKES)
+@pytest.mark.usefixtures("run_dir")
+@in_event_loop
+async def test_a_vm_bears_its_shard_whatever_its_hypervisor(hypervisor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(shards.VARIABLE, "2")
+    ids = (f"h{uuid.uuid4().hex[:8]}" for _ in range(1000))
+    sandbox_id = next(name for name in ids if shards.of(name) == shards.service_name(1))
+    kind = FAKES[hypervisor]
+    async with managing(kind.hypervisor) as manager, a_vm(manager, sandbox_id, kind) as (vm, _):
+        assert vm.device_manager == shards.service_name(1)

@@ -69,7 +69,7 @@ class ClhDriver:
             undo.push_async_callback(process.end)
             api = Api(directory)
             try:
-                record.vm = await _boot(record.sandbox_id, config, api, process)
+                record.vm = await _boot(record, config, api, process)
             except KataError as err:
                 raise await _explained(err, process, config) from err
             record.save()
@@ -114,16 +114,16 @@ def _spawn(sandbox_id: str, config: ClhConfig, directory: str, console: Console,
         )
 
 
-async def _boot(sandbox_id: str, config: ClhConfig, api: Api, process: Process) -> Vm:
+async def _boot(record: VmRecord, config: ClhConfig, api: Api, process: Process) -> Vm:
     """Have a VM made and booted; return what callers are told of it."""
     version = await api.ping(timeout_s=_START_TIMEOUT_S)
     features_of(version)  # refuses what is too old
     await api.put("vm.create", requests.vm_config(config), timeout_s=_START_TIMEOUT_S)
     await api.put("vm.boot", timeout_s=_START_TIMEOUT_S)
     info = await api.get("vm.info")
-    directory = paths.vm_dir(sandbox_id)
+    directory = paths.vm_dir(record.sandbox_id)
     return Vm(
-        sandbox_id=sandbox_id,
+        sandbox_id=record.sandbox_id,
         hypervisor=ClhDriver.name,
         version=version,
         accelerator="kvm",
@@ -131,6 +131,7 @@ async def _boot(sandbox_id: str, config: ClhConfig, api: Api, process: Process) 
         channel=HybridVsock(socket=f"{directory}/{requests.VSOCK}"),
         console_log=f"{directory}/{CONSOLE_LOG}",
         hotplug_buses=(topology.bus_after_boot(info["device_tree"]),),
+        device_manager=record.device_manager,
     )
 
 

@@ -82,7 +82,7 @@ class FirecrackerDriver:
                 undo.push_async_callback(process.end)
                 await _boot(root, process, printed, Api(str(jail.root)), config)
             jail.forget_boot()
-            record.vm = _vm(record.sandbox_id, features, process, jail, config)
+            record.vm = _vm(record, features, process, jail, config)
             record.save()
             undo.pop_all()
         return FirecrackerMachine(record, record.vm, config, process, printed, jail, on_removed)
@@ -203,14 +203,15 @@ async def _wait_listening(root: inotify.Directory, process: Process, api: Api) -
             return
 
 
-def _vm(sandbox_id: str, features: Features, process: Process, jail: Jail, config: FirecrackerConfig) -> Vm:
+def _vm(record: VmRecord, features: Features, process: Process, jail: Jail, config: FirecrackerConfig) -> Vm:
     return Vm(
-        sandbox_id=sandbox_id,
+        sandbox_id=record.sandbox_id,
         hypervisor=FirecrackerDriver.name,
         version=features.version,
         accelerator="kvm",
         process=process.identity,
         channel=HybridVsock(socket=str(jail.root / boot.VSOCK)),
-        console_log=f"{paths.vm_dir(sandbox_id)}/{console.LOG}",
+        console_log=f"{paths.vm_dir(record.sandbox_id)}/{console.LOG}",
         hotplug_buses=places.of(config).buses,
+        device_manager=record.device_manager,
     )
