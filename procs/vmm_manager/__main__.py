@@ -30,7 +30,7 @@ def main() -> int:
         name = service_name(arguments.hypervisor)
         driver, publisher, workers = driver_of(arguments.hypervisor), Publisher(name), Workers()
         registry = Registry(driver, publisher, workers)
-        server = BusServer(name, gauges=lambda: {"vms": float(len(registry.vms()))})
+        server = BusServer(name, gauges=lambda: {"vms": float(len(registry.vms()))}, metrics=registry.metrics)
         is_recovered = asyncio.Event()
         VmmService(registry, is_recovered).register(server)
         async with server, publisher, workers:

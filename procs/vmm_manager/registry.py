@@ -18,6 +18,7 @@ from common import log, paths, shards
 from common.errors import BugError, HypervisorError, KataError, NotFoundError, UnsupportedError, UsageError
 from common.linux import cgroup, mounts
 from common.services.vmm import DEVICE_REMOVED, VM_EXITED, DeviceRemoved, VmExited, VmStatus
+from procs.vmm_manager import measures
 from procs.vmm_manager import record as records
 from procs.vmm_manager.record import VmRecord
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from common.bus.events import Publisher
+    from common.services.health import Family
     from common.services.vmm import AddDevice, AddedDevice, CreateVm, Vm
     from common.workers import Workers
     from procs.vmm_manager.drivers import Driver, Machine
@@ -54,6 +56,10 @@ class Registry:
     def vms(self) -> tuple[Vm, ...]:
         """Return every running VM."""
         return tuple(machine.vm for machine in self._machines.values() if machine.is_running)
+
+    def metrics(self) -> tuple[Family, ...]:
+        """Return what the running VMs' hypervisors count of themselves."""
+        return measures.families(self._driver.name, [item for item in self._machines.values() if item.is_running])
 
     async def recover(self) -> None:
         """Take over what an earlier manager left; end what cannot be taken over.
@@ -142,8 +148,12 @@ class Registry:
         sandbox_id = record.sandbox_id
         with log.bound(request=record.request_id, sandbox=sandbox_id):
             machine = None
-            with suppress(FileNotFoundError):  # the sandbox is being cleaned up
+            try:
                 machine = await self._driver.adopt(record, self._workers, self._announcer(sandbox_id))
+            except FileNotFoundError:
+                pass  # the sandbox is being cleaned up
+            except OSError as err:  # its files are not what we left: the other VMs must not suffer
+                log.get().error("a VM cannot be taken over", error=str(err))
             if machine is not None:
                 log.get().info("VM taken over")
                 self._enter(machine, sandbox_id)

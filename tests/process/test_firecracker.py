@@ -16,14 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from common import paths
+from common.bus.client import BusClient
+from common.bus.wire import Empty
 from common.config import BlockDriver, FirecrackerConfig
 from common.errors import AlreadyExistsError, HypervisorError, NotFoundError, UnsupportedError, UsageError
 from common.linux import cgroup, identity, mounts
 from common.services.channel import HybridVsock
+from common.services.health import HEALTH
 from common.services.vmm import AddDevice, BlockSpec
 from common.testing.fake_firecracker.server import CONTROL_SOCKET
+from common.testing.hotplug_stand import plugging
 from common.testing.isolation import in_event_loop
 from common.workers import Workers
 from procs.vmm_manager.drivers.firecracker.driver import FirecrackerDriver
@@ -255,6 +260,54 @@ async def test_a_vm_that_does_not_tell_its_disks_is_taken_over_all_the_same(run_
         await stand.adopt()
         assert stand.removed == []
         assert [device.hypervisor_id for device in await stand.machine.devices.present()] == ["disk_1"]
+
+
+async def counted(stand: Stand, startup_us: int) -> None:
+    """Wait until the machine knows what Firecracker counts."""
+    while stand.machine.counters.get("api_server", {}).get("process_startup_time_us") != startup_us:  # noqa: ASYNC110 - its own pace
+        await asyncio.sleep(0)
+
+
+@in_event_loop
+async def test_what_firecracker_counts_is_known_also_after_a_line_that_was_cut(run_dir: Path) -> None:
+    async with starting(run_dir) as stand:
+        await counted(stand, 52000)
+        assert stand.machine.counters == {
+            "api_server": {"process_startup_time_us": 52000, "sync_response_fails": 0},
+            "vcpu": {"exit_io_in": 3},
+        }
+        await stand.ask("count", text='{"api_server": {"process_start')
+        await stand.ask("count", text='\n{"api_server": {"process_startup_time_us": 7}}\n')
+        await counted(stand, 7)
+
+
+@in_event_loop
+async def test_what_firecracker_counts_is_in_its_managers_metrics() -> None:
+    async with plugging("firecracker") as stand, BusClient() as bus:
+        health = await bus.call(stand.manager.service, HEALTH, Empty(), timeout_s=30)
+        vcpu = next(family for family in health.metrics if family.name == "kata_firecracker_vcpu")
+        (sample,) = vcpu.samples
+        assert (sample.labels, sample.value) == ({"sandbox_id": stand.sandbox_id, "item": "exit_io_in"}, 3)
+
+
+@in_event_loop
+async def test_what_firecracker_logs_is_in_our_log(run_dir: Path) -> None:
+    with capture_logs() as logged:
+        async with starting(run_dir) as stand:
+            await stand.ask("log", line="WARN] a warning")
+            while not [record for record in logged if "a warning" in record.get("said", "")]:  # noqa: ASYNC110 - likewise
+                await asyncio.sleep(0)
+            assert "a warning" in stand.machine.log_tail(), "and still where people look after its end"
+
+
+@in_event_loop
+async def test_a_vm_whose_jail_has_something_else_in_place_of_the_fifos_is_taken_over(run_dir: Path) -> None:
+    async with starting(run_dir) as stand:
+        for name in ("log", "metrics"):
+            (stand.root / name).unlink()
+            (stand.root / name).write_text("no FIFO\n")
+        await stand.adopt()
+        assert await stand.machine.runstate() == "running"
 
 
 @pytest.mark.parametrize("changes", [PCI, {}], ids=["pci", "placeholders"])

@@ -9,6 +9,7 @@ import tempfile
 import uuid
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -38,7 +39,7 @@ from procs.vmm_manager.drivers.spawn import Process
 from procs.vmm_manager.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     from common.bus.events import Publisher
     from common.processes import ProcessIdentity
@@ -74,6 +75,8 @@ class FakeDevices:
 class FakeMachine:
     """A VM that is a sleeping process."""
 
+    counters: Mapping[str, Mapping[str, int]] = MappingProxyType({"group": MappingProxyType({"seen": 1})})
+
     def __init__(self, vm: Vm, process: Process, on_removed: Callable[[str], None]) -> None:
         self.vm = vm
         self.process = process
@@ -101,6 +104,7 @@ class FakeDriver:
 
     Attributes:
         error: what the next start raises after its process is there.
+        unreadable: the sandbox whose files another manager cannot open.
         started: records of the VMs that were started.
     """
 
@@ -109,6 +113,7 @@ class FakeDriver:
     def __init__(self, *devices: type) -> None:
         self.capabilities = Capabilities(devices=devices or (ShareSpec,))
         self.error: Exception | None = None
+        self.unreadable = ""
         self.started: list[VmRecord] = []
         self._processes: list[Process] = []
 
@@ -135,6 +140,8 @@ class FakeDriver:
     async def adopt(self, record: VmRecord, _: Workers, on_removed: Callable[[str], None]) -> FakeMachine | None:
         if record.vm is None:
             return None
+        if record.sandbox_id == self.unreadable:
+            raise PermissionError(record.sandbox_id)
         process = Process.find(record.vm.process, directory=paths.vm_dir(record.sandbox_id), log="log")
         return None if process is None else FakeMachine(record.vm, process, on_removed)
 
@@ -328,6 +335,33 @@ async def test_another_manager_takes_over_what_lives_and_tells_of_the_rest(sandb
         assert not Path(cgroup.path(dead)).exists()
         assert await registry.create(wish(sandbox)) == vm, "the same call gives the same answer"
         await registry.destroy(sandbox)
+
+
+@in_event_loop
+async def test_a_vm_that_cannot_be_taken_over_is_ended_and_the_others_go_on(sandbox: str) -> None:
+    broken = f"{sandbox}b"
+    Path(paths.sandbox_dir(broken)).mkdir()
+    driver = FakeDriver()
+    async with registering(driver) as (registry, _):
+        vm = await registry.create(wish(sandbox))
+        await registry.create(wish(broken))
+    driver.unreadable = broken
+    async with registering(driver) as (registry, told):
+        assert registry.vms() == (vm,)
+        assert told.bodies == [VmExited(sandbox_id=broken)]
+        assert not Path(cgroup.path(broken)).exists()
+        await registry.destroy(sandbox)
+
+
+@in_event_loop
+async def test_what_vms_count_is_a_metric_for_each_group(sandbox: str) -> None:
+    async with registering() as (registry, _):
+        await registry.create(wish(sandbox))
+        (family,) = registry.metrics()
+        assert (family.name, family.kind) == ("kata_qemu_group", "gauge")
+        assert [(item.labels, item.value) for item in family.samples] == [({"sandbox_id": sandbox, "item": "seen"}, 1)]
+        await registry.destroy(sandbox)
+        assert registry.metrics() == ()
 
 
 @in_event_loop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import sys
 
@@ -13,12 +14,18 @@ from common.testing.fake_firecracker.server import Server
 _PCI_SINCE = (1, 13)
 _USAGE = 153
 """``FcExitCode::ArgParsing`` (src/vmm/src/lib.rs)."""
+_COUNTERS = {
+    "utc_timestamp_ms": 1764012345678,
+    "api_server": {"process_startup_time_us": 52000, "sync_response_fails": 0},
+    "block_disk_1": {"read_count": 7},
+    "vcpu": {"exit_io_in": 3, "exit_io_in_agg": {"min_us": 1, "max_us": 2, "sum_us": 3}},
+}
 
 
 def main(argv: list[str]) -> int:
     """Do what the command line says; return the exit status."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    for name in ("as-version", "api-sock", "id", "log-path", "level", "config-file", "start-time-us"):
+    for name in ("as-version", "api-sock", "id", "log-path", "metrics-path", "level", "config-file", "start-time-us"):
         parser.add_argument(f"--{name}", default="")
     for name in ("version", "show-level", "no-api", "enable-pci"):
         parser.add_argument(f"--{name}", action="store_true")
@@ -42,7 +49,13 @@ def main(argv: list[str]) -> int:
     def write(line: str) -> None:
         os.write(log, f"[{given.id}:fc_api:{line}\n".encode())
 
-    asyncio.run(Server(machine, write).serve(given.api_sock))
+    metrics = os.open(given.metrics_path, os.O_RDWR | os.O_NONBLOCK)
+
+    def count(text: str) -> None:
+        os.write(metrics, text.encode())
+
+    count(f"{json.dumps(_COUNTERS)}\n")
+    asyncio.run(Server(machine, write, count).serve(given.api_sock))
     return 0
 
 

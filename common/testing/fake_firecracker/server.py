@@ -40,9 +40,10 @@ class Server:
     Args:
         machine: which.
         log: takes what is logged at every level.
+        count: takes what is written into the file of the counters.
     """
 
-    def __init__(self, machine: Machine, log: Callable[[str], None]) -> None:
+    def __init__(self, machine: Machine, log: Callable[[str], None], count: Callable[[str], None]) -> None:
         self._machine = machine
         self._log = log
         self._demands = Demands()
@@ -64,6 +65,8 @@ class Server:
             "rescan": lambda: machine.guest.rescan(machine.slots()),
             "remove": machine.guest.remove,
             "panic": self._panic,
+            "count": count,
+            "log": log,
             "guest": machine.seen,
             "has": machine.disks,
             "transcript": lambda: self._transcript,

@@ -3,7 +3,7 @@
 A driver starts VMs and takes over running ones; a machine is one VM. What only some hypervisors can do is said by
 :class:`Capabilities`, as data, so that no caller asks which hypervisor it is. What drivers have in common lies beside
 this file: ``spawn`` and ``output`` (processes that outlive us), ``virtiofsd`` and ``daemons`` (shared directories),
-``probe`` (whether KVM works), ``http`` (APIs over a Unix socket), ``sources`` (disks' files).
+``lines`` (of logs), ``probe`` (whether KVM works), ``http`` (APIs over a Unix socket), ``sources`` (disks' files).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from common.services.vmm import AddDevice, AddedDevice, PresentDevice, Vm
     from common.workers import Workers
@@ -71,6 +71,10 @@ class Machine(Protocol):
     @property
     def is_running(self) -> bool:
         """Whether its VMM lives."""
+
+    @property
+    def counters(self) -> Mapping[str, Mapping[str, int]]:
+        """What the VMM counts of itself, by group and name; nothing if it does not."""
 
     async def runstate(self) -> str:
         """Return the hypervisor's word for the VM's state, for example ``running``."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from common import text
 from procs.vmm_manager.drivers import TAIL_SIZE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 _CAPACITY = 64 << 10
@@ -35,18 +37,27 @@ class Output:
             os.mkfifo(path, 0o600)
         self.fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self._kept = b""
+        self._take: Callable[[bytes], object] = len
         self._is_followed = False
 
-    def follow(self) -> None:
-        """Read what is printed as it comes: of a process that prints much the last words count, not the first."""
-        asyncio.get_running_loop().add_reader(self.fd, self.tail)
-        self._is_followed = True
+    def follow(self, take: Callable[[bytes], object] = len) -> None:
+        """Read what is printed as it comes: of a process that prints much the last words count, not the first.
+
+        Args:
+            take: is given all of it, in pieces.
+        """
+        self._take = take
+        if stat.S_ISFIFO(os.fstat(self.fd).st_mode):  # in a jail somebody else may have put something in its place
+            asyncio.get_running_loop().add_reader(self.fd, self.tail)
+            self._is_followed = True
 
     def tail(self) -> str:
         """Return the last of what was printed so far, made safe to show."""
         if self.fd >= 0:
             with suppress(BlockingIOError):  # nothing new
-                self._kept = (self._kept + os.read(self.fd, _CAPACITY))[-TAIL_SIZE:]
+                printed = os.read(self.fd, _CAPACITY)
+                self._kept = (self._kept + printed)[-TAIL_SIZE:]
+                self._take(printed)
         return readable(self._kept)
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from common.errors import AlreadyExistsError, HypervisorError, NotFoundError, Un
 from common.services.vmm import BlockSpec, BusKind
 from procs.vmm_manager.drivers.firecracker import boot, places, versions
 from procs.vmm_manager.drivers.firecracker.api import refusal
+from procs.vmm_manager.drivers.firecracker.metrics import counters
 from procs.vmm_manager.record import DeviceRecord
 
 
@@ -79,3 +80,23 @@ def test_the_kernel_resets_by_the_keyboard_controller_and_the_configurations_par
     requests = {request.path: request.body for request in boot.requests(FirecrackerConfig(kernel_params="reboot=t"))}
     arguments = str(requests["/boot-source"]["boot_args"]).split()
     assert arguments.index("reboot=k") < arguments.index("reboot=t")
+
+
+def test_counters_are_the_groups_that_are_known_and_of_these_what_is_a_number() -> None:
+    line = b"""{"utc_timestamp_ms": 1764012345678,
+        "vcpu": {"exit_io_in": 3, "failures": 0, "exit_io_in_agg": {"min_us": 1}},
+        "block": {"Read Count": 1, "flush_count": -1, "read_bytes": 1e3, "is": true, "huge": 18446744073709551616},
+        "block_disk_1": {"read_count": 7}, "vmm": 5, "unheard_of": {"a": 1}}"""
+    assert counters(line) == {"vcpu": {"exit_io_in": 3, "failures": 0}, "block": {}, "vmm": {}}
+
+
+def test_a_group_is_bounded() -> None:
+    items = ", ".join(f'"a{number}": 1' for number in range(1000))
+    told = counters(f'{{"net": {{{items}}}}}'.encode())
+    assert told is not None
+    assert len(told["net"]) == 128
+
+
+@pytest.mark.parametrize("line", [b"", b'{"vcpu": {"exit_io', b"[]", b"\xff", b"[" * 100_000])
+def test_a_line_that_says_nothing_is_none(line: bytes) -> None:
+    assert counters(line) is None

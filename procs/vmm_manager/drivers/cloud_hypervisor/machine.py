@@ -8,6 +8,7 @@ without its devices and its containers: so the VM is ended then.
 from __future__ import annotations
 
 import asyncio
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from common import log
@@ -18,7 +19,7 @@ from procs.vmm_manager.drivers.cloud_hypervisor.versions import features_of
 from procs.vmm_manager.drivers.daemons import Daemons
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from common.config import ClhConfig
     from common.services.vmm import Vm
@@ -35,6 +36,8 @@ _ENDS = frozenset({"rebooting", "shutdown", "panic"})
 
 class ClhMachine:
     """A running Cloud Hypervisor; see :class:`procs.vmm_manager.drivers.Machine`."""
+
+    counters: Mapping[str, Mapping[str, int]] = MappingProxyType({})
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from procs.vmm_manager.drivers.console import Console
 from procs.vmm_manager.drivers.firecracker import boot, places, versions
 from procs.vmm_manager.drivers.firecracker.api import SOCKET, Api
 from procs.vmm_manager.drivers.firecracker.jail import Jail
-from procs.vmm_manager.drivers.firecracker.machine import LOG, FirecrackerMachine
+from procs.vmm_manager.drivers.firecracker.machine import LOG, METRICS, FirecrackerMachine
 from procs.vmm_manager.drivers.output import Output
 from procs.vmm_manager.drivers.probe import KERNEL_PARAMETERS, Probe
 from procs.vmm_manager.drivers.spawn import Process
@@ -139,10 +139,11 @@ def _probe_argv(config: FirecrackerConfig) -> list[str]:
 
 
 def _spawn(sandbox_id: str, config: FirecrackerConfig, jail: Jail, printed: Console) -> Process:
-    Output(jail.root / LOG).close()
-    jail.hand_over(LOG)
+    for name in (LOG, METRICS):
+        Output(jail.root / name).close()
+        jail.hand_over(name)
     level = "Debug" if config.enable_debug else "Error"
-    arguments = ["--api-sock", SOCKET, "--log-path", LOG, "--level", level, "--show-level"]
+    arguments = ["--api-sock", SOCKET, "--log-path", LOG, "--level", level, "--show-level", "--metrics-path", METRICS]
     if boot.is_on_pci(config):
         arguments.append("--enable-pci")
     argv = jail.argv(*arguments)

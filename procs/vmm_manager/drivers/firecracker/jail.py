@@ -8,7 +8,7 @@
             kernel, initrd                    bound from the host until the VM has started
             placeholder                       one sector, for drives that hold no disk
             api, vsock                        Firecracker's sockets
-            log                               a FIFO
+            log, metrics                      FIFOs
             disk_7                            a disk's node, while Firecracker opens it
 
 *A file system of its own.* The run directory is often mounted ``nodev`` and ``noexec``, and a jail needs both; what

@@ -6,6 +6,7 @@ no events, and what it does is done when it answers.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from common import log
@@ -13,6 +14,8 @@ from common.errors import KataError
 from procs.vmm_manager.drivers.firecracker import places
 from procs.vmm_manager.drivers.firecracker.api import Api
 from procs.vmm_manager.drivers.firecracker.drives import Drives
+from procs.vmm_manager.drivers.firecracker.metrics import counters
+from procs.vmm_manager.drivers.lines import Lines, Relay
 from procs.vmm_manager.drivers.output import Output
 
 if TYPE_CHECKING:
@@ -22,11 +25,12 @@ if TYPE_CHECKING:
     from common.services.vmm import Vm
     from procs.vmm_manager.drivers.console import Console
     from procs.vmm_manager.drivers.firecracker.jail import Jail
+    from procs.vmm_manager.drivers.firecracker.metrics import Counters
     from procs.vmm_manager.drivers.spawn import Process
     from procs.vmm_manager.record import VmRecord
 
-LOG = "log"
-"""The FIFO of Firecracker's log, in the jail; the guest's serial port is its standard output."""
+LOG, METRICS = "log", "metrics"
+"""The FIFOs of Firecracker's log and of its counters, in the jail; the guest's serial port is its standard output."""
 
 
 class FirecrackerMachine:
@@ -46,7 +50,11 @@ class FirecrackerMachine:
         self._process = process
         self._console = console
         self._api = Api(str(jail.root))
-        self._log = Output(jail.root / LOG)
+        self.counters: Counters = {}
+        self._log, self._metrics = Output(jail.root / LOG), Output(jail.root / METRICS)
+        relay = Relay(vm.sandbox_id, "Firecracker", asyncio.get_running_loop().time)
+        self._log.follow(Lines(relay.take).feed)
+        self._metrics.follow(Lines(self._count).feed)
         self.devices = Drives(record, places.of(config), self._api, jail, on_removed)
 
     @property
@@ -65,8 +73,9 @@ class FirecrackerMachine:
         """Wait until Firecracker is gone."""
         await self._process.wait()
         self._console.close()
-        if self._log.fd >= 0:  # the first of those who wait
-            self._log.close()
+        for output in (self._log, self._metrics):
+            if output.fd >= 0:  # the first of those who wait
+                output.close()
 
     async def runstate(self) -> str:
         """Return Firecracker's state: ``running`` or ``paused``."""
@@ -79,3 +88,7 @@ class FirecrackerMachine:
     def log_tail(self) -> str:
         """Return the last of what Firecracker printed of its own, and logged."""
         return self._process.output.tail() + self._log.tail()
+
+    def _count(self, line: bytes) -> None:
+        """Take what Firecracker counts; a line that is cut is followed by another in a minute."""
+        self.counters = counters(line) or self.counters

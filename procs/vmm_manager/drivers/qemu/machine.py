@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from common import log
@@ -28,7 +29,7 @@ from procs.vmm_manager.drivers.qemu.shares import Shares
 from procs.vmm_manager.drivers.qemu.topology import Topology
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from common.config import QemuConfig
     from common.services.vmm import Vm
@@ -46,6 +47,8 @@ _LAST_WORDS_S = 1.0
 
 class QemuMachine:
     """A running QEMU; see :class:`procs.vmm_manager.drivers.Machine`."""
+
+    counters: Mapping[str, Mapping[str, int]] = MappingProxyType({})
 
     def __init__(
         self,
