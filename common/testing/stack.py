@@ -72,6 +72,7 @@ class Stack:
         hypervisor: str = "qemu",
         section: Mapping[str, object] | None = None,
         containerd: Path | None = None,
+        plugins: Mapping[str, object] | None = None,
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Make the directory; nothing runs yet.
@@ -81,6 +82,7 @@ class Stack:
             hypervisor: what its sandboxes run on.
             section: changes to that one's section in configuration.toml, for all of this stack's life.
             containerd: the directory of another containerd than the host's, with its ``ctr`` and its shim of runc.
+            plugins: what containerd's configuration says of its plugins; it ignores those that it does not have.
             report: is told each step of the start, in words, before it is done.
         """
         self.root = Path(tempfile.mkdtemp(prefix="kt-", dir="/tmp"))
@@ -92,6 +94,7 @@ class Stack:
         self.services = {f"vmm-manager-{hypervisor}": vmm.service_name(hypervisor), DEVICE_MANAGER: shards.FIRST}
         self._hypervisor = hypervisor
         self._section = dict(section or {})
+        self._plugins = dict(plugins or {})
         self._programs = [BIN, *([containerd] if containerd else []), "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
         self._report = report
         self._exit = ExitStack()
@@ -250,6 +253,7 @@ class Stack:
             "state": str(self.root / "state"),
             "disabled_plugins": ["io.containerd.grpc.v1.cri"],
             "grpc": {"address": str(self.socket)},
+            "plugins": self._plugins,
         }
         config.write_text(toml.dumps(content))
         return config

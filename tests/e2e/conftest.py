@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import TYPE_CHECKING
 
 import grpc
@@ -22,10 +23,14 @@ _BOOT_TIMEOUT_S = 120
 
 
 @pytest.fixture(scope="session")
-def host(pytestconfig: pytest.Config) -> Iterator[Stack]:
+def host(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A running host, shared by the worker's tests; fails the last of them if it leaves something behind."""
     containerd: Path | None = pytestconfig.getoption("containerd")
-    with Stack(containerd=containerd and containerd.resolve()) as stack:
+    scratch = tmp_path_factory.mktemp("blockfile") / "scratch"
+    subprocess.run(["/sbin/mkfs.ext4", "-q", "-F", str(scratch), "16M"], check=True)
+    blockfile = {"scratch_file": str(scratch), "fs_type": "ext4"}
+    plugins = {"io.containerd.snapshotter.v1.blockfile": blockfile}
+    with Stack(containerd=containerd and containerd.resolve(), plugins=plugins) as stack:
         yield stack
     assert stack.left_behind == []
 

@@ -1,7 +1,8 @@
 """A root file system in a file, as block snapshotters have it, through a real containerd. runc must pass it too.
 
-Debian's containerd 1.6 has no such snapshotter that works without device mapper. What one would answer, the mounts of
-the root file system, is therefore given to containerd's own Task API: the shim sees what it would see.
+Debian's containerd 1.6 has no such snapshotter that works without device mapper (newer ones have:
+tests/e2e/test_snapshotters.py). What one would answer, the mounts of the root file system, is therefore given to
+containerd's own Task API: the shim sees what it would see.
 """
 
 from __future__ import annotations
