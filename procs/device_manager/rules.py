@@ -53,7 +53,12 @@ RULES = (
     # Since version 54 a repeated vm.remove-device is meant to be: the interrupt that tells the guest may get lost.
     # Version 53 does not know a device any more whose removal is pending; older ones may eject what comes next in the
     # slot.
-    Rule(hypervisor="clh", kinds=frozenset({"share", "block"}), since=(54,), again_after_s=(30.0, 120.0, 600.0)),
+    Rule(
+        hypervisor="clh",
+        kinds=frozenset({"share", "block", "network"}),
+        since=(54,),
+        again_after_s=(30.0, 120.0, 600.0),
+    ),
 )
 
 

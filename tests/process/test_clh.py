@@ -170,6 +170,6 @@ async def test_one_that_stays_busy_is_asked_until_the_time_is_over_and_has_done_
     async with running() as (_, vm, fake):
         await fake.misbehave("vm.pause", How.BUSY, times=1000)
         with pytest.raises(UnavailableError, match=r"refused vm\.pause: .*Still pending removed vCPU"):
-            await Api(paths.vm_dir(vm.sandbox_id)).put("vm.pause", timeout_s=0.2)
+            await Api(paths.vm_dir(vm.sandbox_id)).put("vm.pause", timeout_s=2.0)
         assert len([line for line in await fake.transcript() if line == "-> vm.pause"]) > 1
         assert (await Api(paths.vm_dir(vm.sandbox_id)).get("vm.info"))["state"] == "Running"

@@ -29,9 +29,8 @@ async def serve(argv: list[str]) -> None:
         os.set_blocking(arguments.event_monitor, False)
     server = Server(arguments.version, arguments.event_monitor, arguments.closing_takes)
     control = await asyncio.start_unix_server(server.control, CONTROL_SOCKET)
-    api = await asyncio.start_unix_server(server.serve, sock=socket.socket(fileno=arguments.api_socket))
-    async with control, api:
-        await asyncio.Event().wait()
+    async with control:
+        await server.serve(socket.socket(fileno=arguments.api_socket))
 
 
 def _fd(text: str) -> int:

@@ -2,7 +2,7 @@
 
 It has the real one's defects too. A name is used up by an add that fails. An add for which there is no slot leaves its
 name in the tree, without a parent, and its file locked, for the VM's life. A device leaves the tree, and is told gone,
-before its file is closed.
+before its file is closed. Before version 53 the second removal of a network device is its end.
 
 Source of words and order: v53.0 itself (docs/hypervisors/cloud-hypervisor.md).
 """
@@ -10,9 +10,12 @@ Source of words and order: v53.0 itself (docs/hypervisors/cloud-hypervisor.md).
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from fcntl import ioctl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +29,13 @@ _GET_FEATURES = struct.pack("<III", 1, 1, 0)
 """``VHOST_USER_GET_FEATURES``: request, version, size of the payload (docs/interop/vhost-user.rst of QEMU)."""
 _FEATURES_SIZE = 12 + 8
 """Bytes of the answer: the same header, and 64 bits."""
+
+_SECTIONS = {"disk": "disks", "fs": "fs", "net": "net"}
+"""Where each kind of device is in the VM's configuration."""
+
+_TUNGETIFF = 0x8004_54D2
+_IFREQ_SIZE = 40
+"""<linux/if_tun.h>, <linux/if.h>"""
 
 _BOOT_DEVICES = ("__rng", "_vsock0")
 
@@ -46,12 +56,10 @@ class RefusalError(Exception):
 
 @dataclass
 class Device:
-    """A device in a slot."""
+    """A device in a slot, and what it holds of the host."""
 
     slot: int
-    kind: str
-    config: dict[str, Any]
-    backend: socket.socket | None = None
+    held: ExitStack = field(default_factory=ExitStack)
 
 
 @dataclass
@@ -86,7 +94,7 @@ class Machine:
         """Take a configuration."""
         if self.state:
             raise RefusalError(500, "Error from API", "The VM could not be created", "VM is already created")
-        self.config, self.state = {**body, "disks": [], "fs": []}, "Created"
+        self.config, self.state = {**body, **{section: [] for section in _SECTIONS.values()}}, "Created"
 
     def boot(self) -> None:
         """Begin to run: what it was made with takes the lowest slots."""
@@ -95,7 +103,7 @@ class Machine:
         self.tell("vm", "booting", None)
         self._next_name = len(_BOOT_DEVICES) - 1
         for slot, name in enumerate(_BOOT_DEVICES, start=1):
-            self.devices[name] = Device(slot, "boot", {})
+            self.devices[name] = Device(slot)
         self.state = "Running"
         self.tell("vm", "booted", None)
 
@@ -117,7 +125,7 @@ class Machine:
         return told if self.state == "Created" else {**told, "device_tree": self._tree()}
 
     def add(self, kind: str, body: dict[str, Any]) -> dict[str, str]:
-        """Plug a device: ``disk`` or ``fs``."""
+        """Plug a device: ``disk``, ``fs`` or ``net``, whose descriptors are ``fds`` of its body."""
         prefix: tuple[str, ...] = ("Error from API", f"The {kind} could not be added to the VM")
         serial = str(body.get("serial") or "")
         if len(serial) > MAX_SERIAL:
@@ -127,10 +135,10 @@ class Machine:
         if body.get("id") in {*self.devices, *self.orphans}:
             raise RefusalError(500, *prefix, f"Invalid identifier as it is not unique: {body['id']}")
         name = str(body.get("id") or self._new_name(kind))
-        backend = self._open(kind, body, prefix)
+        held = {"disk": self._lock, "fs": self._connect, "net": self._keep}[kind](body, prefix)
         slot = self._slot(name, body, prefix)
-        self.devices[name] = Device(slot, kind, body, backend)
-        self.config["disks" if kind == "disk" else kind].append({**body, "id": name, "pci_segment": 0})
+        self.devices[name] = Device(slot, held)
+        self.config[_SECTIONS[kind]].append({**body, "id": name, "pci_segment": 0, "fds": None})
         return {"id": name, "bdf": _bdf(slot)}
 
     def remove(self, name: str) -> None:
@@ -141,6 +149,8 @@ class Machine:
         if name not in self.devices or (name in self.leaving and self.version.startswith("53.")):
             reason = f"Failed to find device corresponding to the given identifier: {name}"
             raise RefusalError(500, *prefix, reason)
+        if name in self.leaving and name.startswith("_net") and self.version < "53":
+            os._exit(101)  # it panics
         self.leaving.add(name)
         self._drop_from_config(name)
 
@@ -154,10 +164,7 @@ class Machine:
             self._drop_from_config(name)
             self.tell("vm", "device-removed", {"id": name, "bdf": _bdf(device.slot)})
             await asyncio.sleep(self.closing_takes_s)
-            if device.backend is not None:
-                device.backend.close()
-            if device.kind == "disk":
-                self.locked.remove(_lock_of(device.config))
+            device.held.close()
 
     def has(self) -> tuple[list[str], list[str]]:
         """Return the hot-plugged devices, and the files that are open."""
@@ -176,21 +183,15 @@ class Machine:
         self.state = after
 
     def _drop_from_config(self, name: str) -> None:
-        for kind in ("disks", "fs"):
-            self.config[kind] = [entry for entry in self.config[kind] if entry["id"] != name]
+        for section in _SECTIONS.values():
+            self.config[section] = [entry for entry in self.config[section] if entry["id"] != name]
 
     def _new_name(self, kind: str) -> str:
         name = f"_{kind}{self._next_name}"
         self._next_name += 1
         return name
 
-    def _open(self, kind: str, body: dict[str, Any], prefix: tuple[str, ...]) -> socket.socket | None:
-        if kind == "fs":
-            return self._connect(body, prefix)
-        self._lock(body, prefix)
-        return None
-
-    def _lock(self, body: dict[str, Any], prefix: tuple[str, ...]) -> None:
+    def _lock(self, body: dict[str, Any], prefix: tuple[str, ...]) -> ExitStack:
         path, is_written = _lock_of(body)
         if not Path(path).exists():
             reasons = (
@@ -206,8 +207,30 @@ class Machine:
                 500, *prefix, "Cannot lock images of all block devices", reason, "The file is already locked"
             )
         self.locked.append((path, is_written))
+        held = ExitStack()
+        held.callback(self.locked.remove, (path, is_written))
+        return held
 
-    def _connect(self, body: dict[str, Any], prefix: tuple[str, ...]) -> socket.socket:
+    def _keep(self, body: dict[str, Any], prefix: tuple[str, ...]) -> ExitStack:
+        """Keep the descriptors of a tap; one that is no tap is closed."""
+        held = ExitStack()
+        for fd in body.get("fds") or ():
+            held.callback(os.close, fd)
+            try:
+                ioctl(fd, _TUNGETIFF, bytes(_IFREQ_SIZE))
+            except OSError as err:
+                held.close()
+                reason = f"{os.strerror(err.errno or 0)} (os error {err.errno})"
+                reasons = (
+                    "Cannot create virtio-net device",
+                    "Using existing tap",
+                    f"Ioctl failed ({_TUNGETIFF})",
+                    reason,
+                )
+                raise RefusalError(500, *prefix, *reasons) from err
+        return held
+
+    def _connect(self, body: dict[str, Any], prefix: tuple[str, ...]) -> ExitStack:
         """Connect to a vhost-user backend and ask for its features, as far as to know that it is there."""
         backend = socket.socket(socket.AF_UNIX)
         backend.settimeout(_BACKEND_TIMEOUT_S)
@@ -222,7 +245,9 @@ class Machine:
         except OSError as err:
             backend.close()
             raise RefusalError(500, *prefix, "Cannot create virtio-fs device", reason) from err
-        return backend
+        held = ExitStack()
+        held.callback(backend.close)
+        return held
 
     def _slot(self, name: str, body: dict[str, Any], prefix: tuple[str, ...]) -> int:
         """Return a free slot; a refusal comes too late for what the device has already."""

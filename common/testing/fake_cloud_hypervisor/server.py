@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.testing.demands import Demands, How
+from common.testing.fake_cloud_hypervisor.connection import Connection
 from common.testing.fake_cloud_hypervisor.machine import Machine, RefusalError
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Awaitable, Callable
 
 GUEST_TAKES_S = 0.02
@@ -32,7 +34,7 @@ _UNDONE: dict[How | None, tuple[int, list[str]]] = {
     How.BUSY: (429, _BUSY),
 }
 """What is answered without anything being done."""
-_NEED_BODY = frozenset({"vm.create", "vm.add-disk", "vm.add-fs", "vm.remove-device"})
+_NEED_BODY = frozenset({"vm.create", "vm.add-disk", "vm.add-fs", "vm.add-net", "vm.remove-device"})
 
 
 class Server:
@@ -69,6 +71,7 @@ class Server:
             "vm.resume": lambda _: self._resume(),
             "vm.add-disk": lambda body: self._machine.add("disk", body),
             "vm.add-fs": lambda body: self._machine.add("fs", body),
+            "vm.add-net": lambda body: self._machine.add("net", body),
             "vm.remove-device": lambda body: self._remove(str(body["id"])),
         }
         self._control: dict[str, Callable[..., Awaitable[Any]]] = {
@@ -83,20 +86,28 @@ class Server:
             "has": self._get_has,
         }
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer on one connection until it is closed."""
+    async def serve(self, listener: socket.socket) -> None:
+        """Take connections for ever, and answer on each until it is closed."""
+        listener.setblocking(False)
+        async with asyncio.TaskGroup() as connections:
+            while True:
+                connected, _ = await asyncio.get_running_loop().sock_accept(listener)
+                connected.setblocking(False)
+                connections.create_task(self._serve(connected))
+
+    async def _serve(self, connected: socket.socket) -> None:
         self._connections += 1
         try:
-            if self._connections > _MAX_CONNECTIONS:
-                await _write(writer, 503, {"error": "Too many open connections"})
-                return
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                await self._take(reader, writer, head.decode())
-        except (ConnectionError, asyncio.IncompleteReadError):
+            with Connection(connected) as connection:
+                if self._connections > _MAX_CONNECTIONS:
+                    await _write(connection, 503, {"error": "Too many open connections"})
+                    return
+                while True:
+                    await self._take(connection, (await connection.read_until(b"\r\n\r\n")).decode())
+        except (OSError, EOFError):
             return
         finally:
             self._connections -= 1
-            writer.close()
 
     async def control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Carry out what a test demands."""
@@ -106,20 +117,19 @@ class Server:
             writer.write(json.dumps(answer).encode() + b"\n")
         writer.close()
 
-    async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: str) -> None:
+    async def _take(self, connection: Connection, head: str) -> None:
         method, path, _ = head.split(" ", 2)
         lengths = [line.partition(":")[2] for line in head.lower().splitlines() if line.startswith("content-length:")]
         length = int(lengths[0]) if lengths else 0
         if length > _MAX_BODY:
-            await _write(
-                writer, 400, {"error": f"Request payload with size {length} is larger than the limit of {_MAX_BODY}"}
-            )
+            reason = f"Request payload with size {length} is larger than the limit of {_MAX_BODY}"
+            await _write(connection, 400, {"error": reason})
             return
-        text = await reader.readexactly(length)
+        text = await connection.read_exactly(length)
         async with self._turn:
-            await self._answer(writer, method, path.removeprefix("/api/v1/"), text)
+            await self._answer(connection, method, path.removeprefix("/api/v1/"), text)
 
-    async def _answer(self, writer: asyncio.StreamWriter, method: str, what: str, text: bytes) -> None:
+    async def _answer(self, connection: Connection, method: str, what: str, text: bytes) -> None:
         is_question = what in _QUESTIONS
         if not is_question:
             self._transcript.append(f"-> {what}{_said(text)}")
@@ -127,7 +137,7 @@ class Server:
         if demand in _UNDONE:
             status, said = _UNDONE[demand]
         else:
-            status, said = await self._carry_out(method, what, text)
+            status, said = await self._carry_out(method, what, text, connection)
         if demand is How.ACTED_AND_REFUSED:
             status, said = 500, ["Error from API", "demanded, after it was done"]
 
@@ -136,14 +146,14 @@ class Server:
                 self._transcript.append(
                     f"<- {said[-1] if status >= 400 else _said(json.dumps(said)).strip() or 'accepted'}"
                 )
-            await _write(writer, status, said)
+            await _write(connection, status, said)
 
         if demand is How.LATE:
             self._held.append(send)
         elif demand is not How.NEVER:
             await send()
 
-    async def _carry_out(self, method: str, what: str, text: bytes) -> tuple[int, Any]:
+    async def _carry_out(self, method: str, what: str, text: bytes, connection: Connection) -> tuple[int, Any]:
         endpoint = self._endpoints.get(what)
         if endpoint is None:
             return 404, ["Not Found"]
@@ -154,10 +164,10 @@ class Server:
                 answer = endpoint({})
             else:
                 async with self._machine.busy:
-                    answer = endpoint(json.loads(text or b"{}"))
+                    answer = endpoint({**json.loads(text or b"{}"), **_beside(connection)})
         except RefusalError as err:
             return err.status, err.reasons
-        if what in {"vm.add-disk", "vm.add-fs"}:
+        if what.startswith("vm.add-"):
             self._tell("virtio-device", "activated", {"id": answer["id"]})
         return (204, None) if answer is None else (200, answer)
 
@@ -229,15 +239,24 @@ def _said(text: bytes | str) -> str:
     body = json.loads(text) if text else None
     if not isinstance(body, dict):
         return ""
-    parts = (body.get("id"), Path(str(body.get("path") or "")).name, body.get("tag"), body.get("bdf"))
+    parts = (
+        body.get("id"),
+        Path(str(body.get("path") or "")).name,
+        body.get("tag"),
+        body.get("mac"),
+        body.get("bdf"),
+    )
     return " " + " ".join(str(part) for part in parts if part)
 
 
-async def _write(writer: asyncio.StreamWriter, status: int, said: Any) -> None:  # noqa: ANN401 - JSON
+def _beside(connection: Connection) -> dict[str, list[int]]:
+    """Return what came beside a body and belongs into it."""
+    fds = connection.take_fds()
+    return {"fds": fds} if fds else {}
+
+
+async def _write(connection: Connection, status: int, said: Any) -> None:  # noqa: ANN401 - JSON
     head = f"HTTP/1.1 {status} \r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\n"
-    if said is None:
-        writer.write(f"{head}\r\n".encode())
-    else:
-        text = json.dumps(said)
-        writer.write(f"{head}Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode())
-    await writer.drain()
+    text = "" if said is None else json.dumps(said)
+    about = f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n" if text else ""
+    await connection.write(f"{head}{about}\r\n{text}".encode())

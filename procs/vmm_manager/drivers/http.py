@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +21,7 @@ from common.errors import DeadlineError, HypervisorError, UnavailableError, Usag
 from procs.vmm_manager.drivers.spawn import connect
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
 MAX_REQUEST = 51200
 """Bytes of a request's body that every version takes (``HTTP_MAX_PAYLOAD_SIZE`` of micro_http)."""
@@ -51,7 +52,9 @@ class UnixHttp:
         self._peer = peer
         self._turn = asyncio.Lock()
 
-    async def request(self, method: str, path: str, body: object = None, *, timeout_s: float) -> Answer:
+    async def request(
+        self, method: str, path: str, body: object = None, *, timeout_s: float, fds: Sequence[int] = ()
+    ) -> Answer:
         """Send a request and return its answer, whatever its status.
 
         Args:
@@ -59,6 +62,7 @@ class UnixHttp:
             path: of the resource.
             body: becomes JSON; None sends no body.
             timeout_s: how long it may take once it is this request's turn.
+            fds: descriptors that go beside it (SCM_RIGHTS, unix(7)); the server gets its own.
 
         Raises:
             UsageError: the body is larger than the server takes; nothing was sent.
@@ -71,22 +75,34 @@ class UnixHttp:
         async with self._turn:
             try:
                 async with asyncio.timeout(timeout_s):
-                    return await self._exchange(sent)
+                    return await self._exchange(sent, fds)
             except TimeoutError as err:
                 raise DeadlineError(f"{self._peer} did not answer {what} within {timeout_s:g} s") from err
             except (OSError, EOFError, ValueError) as err:
                 raise HypervisorError(f"{self._peer} went away before it answered {what}: {err}") from err
 
-    async def _exchange(self, sent: bytes) -> Answer:
+    async def _exchange(self, sent: bytes, fds: Sequence[int]) -> Answer:
         try:
-            socket = connect(self._directory, self._name)
+            connection = connect(self._directory, self._name)
         except OSError as err:
             raise UnavailableError(f"{self._peer} does not listen: {err.strerror}") from err
-        reader, writer = await asyncio.open_unix_connection(sock=socket, limit=_MAX_HEAD)
+        rest = _begun(connection, sent, fds)
+        reader, writer = await asyncio.open_unix_connection(sock=connection, limit=_MAX_HEAD)
         with closing(writer):
-            writer.write(sent)
+            writer.write(rest)
             await writer.drain()
             return await _answer(reader)
+
+
+def _begun(connection: socket.socket, sent: bytes, fds: Sequence[int]) -> bytes:
+    """Send what descriptors go with; return the rest."""
+    if not fds:
+        return sent
+    try:
+        return sent[socket.send_fds(connection, [sent], fds) :]
+    except BaseException:
+        connection.close()
+        raise
 
 
 def _encoded(method: str, path: str, body: object) -> bytes:

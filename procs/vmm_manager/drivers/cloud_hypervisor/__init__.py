@@ -1,9 +1,9 @@
-"""Cloud Hypervisor: direct boot, hybrid vsock, virtio-fs, virtio-blk, REST over a Unix socket, events over a FIFO.
+"""Cloud Hypervisor: direct boot, hybrid vsock, virtio's disks, directories and networks, REST, events over a FIFO.
 
 ``driver`` makes machines, where KVM works: there is no software emulation. ``machine`` is one VM, ``devices`` what is
-hot-plugged into it. Below them: ``requests`` says what Cloud Hypervisor is started with and asked for, ``api`` asks and
-reads its refusals, ``events`` reads what it tells, ``versions`` knows which version can do what, ``topology`` counts
-the slots.
+hot-plugged into it, ``kinds`` what is special about each kind of that. Below them: ``requests`` says what Cloud
+Hypervisor is started with and asked for, ``api`` asks and reads its refusals, ``events`` reads what it tells,
+``versions`` knows which version can do what, ``topology`` counts the slots.
 
 What its hotplug demands of whoever uses it (docs/hypervisors/cloud-hypervisor.md has what a real one said):
 

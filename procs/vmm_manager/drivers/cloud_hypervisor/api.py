@@ -32,7 +32,7 @@ from procs.vmm_manager.drivers.cloud_hypervisor.requests import API_SOCKET
 from procs.vmm_manager.drivers.http import Answer, UnixHttp, decoded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 TIMEOUT_S = 10.0
 """How long a running Cloud Hypervisor may take to answer."""
@@ -42,6 +42,8 @@ _BUSY = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 """A removal of vCPUs is pending, or too many are connected: nothing was done, and it may be asked again."""
 _PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """What lies between two requests of which the first was answered with "busy"; the last for all further ones."""
+_LEAST_S = 1.0
+"""What an attempt must have left: one that were answered too late would leave open what it did."""
 
 _CAUSES: tuple[tuple[str, type[KataError], str | None], ...] = (
     ("Failed to find device corresponding to the given identifier", NotFoundError, None),
@@ -78,8 +80,15 @@ class Api:
         """Ask a question, for example ``vm.info``. Raises as :meth:`put` does."""
         return await self._request("GET", what, None, TIMEOUT_S)
 
-    async def put(self, what: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S) -> Any:  # noqa: ANN401 - the same
-        """Have something done, for example ``vm.boot``, and return what is answered.
+    async def put(
+        self,
+        what: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        fds: Sequence[int] = (),
+        timeout_s: float = TIMEOUT_S,
+    ) -> Any:  # noqa: ANN401 - the same
+        """Have something done, for example ``vm.boot``, with these descriptors, and return what is answered.
 
         Raises:
             NotFoundError, ExhaustedError, AlreadyExistsError, StateError, HypervisorError: it was refused; the cause of
@@ -87,7 +96,7 @@ class Api:
             UnavailableError: it was not done, and may be asked again.
             DeadlineError, HypervisorError: there was no answer; what was done must be asked.
         """
-        return await self._request("PUT", what, body, timeout_s)
+        return await self._request("PUT", what, body, timeout_s, fds)
 
     async def ping(self, *, timeout_s: float) -> str:
         """Wait until it answers; return its version. Raises as :meth:`put` does."""
@@ -104,25 +113,31 @@ class Api:
         """
         await self.get("vm.counters")
 
-    async def _request(self, method: str, what: str, body: Mapping[str, Any] | None, timeout_s: float) -> Any:  # noqa: ANN401
-        answer = await self._answer(method, f"/api/v1/{what}", body, timeout_s)
+    async def _request(
+        self, method: str, what: str, body: Mapping[str, Any] | None, timeout_s: float, fds: Sequence[int] = ()
+    ) -> Any:  # noqa: ANN401
+        answer = await self._answer(method, f"/api/v1/{what}", body, timeout_s, fds)
         said = decoded(answer)
         if 200 <= answer.status < 300:
             return said
         meaning = meaning_of(answer.status, said, what)
         raise meaning from RefusalError(meaning)
 
-    async def _answer(self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float) -> Answer:
+    async def _answer(
+        self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float, fds: Sequence[int]
+    ) -> Answer:
         """Return an answer other than "busy", or the last one that there was time for."""
-        end = asyncio.get_running_loop().time() + timeout_s
-        pauses_s = chain(_PAUSES_S, repeat(_PAUSES_S[-1]))
-        while True:
-            left_s = end - asyncio.get_running_loop().time()
-            answer = await self._http.request(method, path, body, timeout_s=left_s)
-            pause_s = next(pauses_s)
-            if answer.status not in _BUSY or asyncio.get_running_loop().time() + pause_s >= end:
-                return answer
+        clock = asyncio.get_running_loop().time
+        end = clock() + timeout_s
+        answer = await self._http.request(method, path, body, timeout_s=timeout_s, fds=fds)
+        for pause_s in chain(_PAUSES_S, repeat(_PAUSES_S[-1])):
+            if answer.status not in _BUSY:
+                break
             await asyncio.sleep(pause_s)
+            if (left_s := end - clock()) < _LEAST_S:
+                break
+            answer = await self._http.request(method, path, body, timeout_s=left_s, fds=fds)
+        return answer
 
 
 def meaning_of(status: int, said: object, what: str) -> KataError:

@@ -2,8 +2,7 @@
 
 A device has two names. Ours, from a counter in the VM's record that only grows, is in the record before Cloud
 Hypervisor hears of it; a shared directory's socket bears it. Cloud Hypervisor's is in its answer. If that answer is
-lost, the device is found in the VM's configuration by what is unique to this attach: a disk by its serial, a share by
-its socket.
+lost, the device is found in the VM's configuration by what is unique to this attach (``kinds``).
 
 A device is gone when Cloud Hypervisor tells so, or when its device tree no longer has it; its configuration is no
 witness, since an entry leaves that as soon as a removal is asked for. It is *told* gone when its file is closed as well
@@ -20,22 +19,19 @@ from typing import TYPE_CHECKING, Any
 
 from common import log
 from common.errors import HypervisorError, KataError, NotFoundError
-from common.services.vmm import AddedDevice, BlockSpec, PresentDevice, ShareSpec
-from procs.vmm_manager.drivers.cloud_hypervisor import requests
+from common.services.vmm import AddedDevice, PresentDevice
 from procs.vmm_manager.drivers.cloud_hypervisor.api import is_refusal
 from procs.vmm_manager.drivers.cloud_hypervisor.topology import pci_path, pci_slot
-from procs.vmm_manager.drivers.sources import is_block_device
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from common.config import ClhConfig
     from common.services.vmm import AddDevice, HotplugBus
     from procs.vmm_manager.drivers.cloud_hypervisor.api import Api
+    from procs.vmm_manager.drivers.cloud_hypervisor.kinds import Kind
     from procs.vmm_manager.drivers.cloud_hypervisor.versions import Features
-    from procs.vmm_manager.drivers.daemons import Daemons
     from procs.vmm_manager.drivers.spawn import Process
-    from procs.vmm_manager.record import DeviceRecord, VmRecord
+    from procs.vmm_manager.record import VmRecord
 
 
 class Devices:
@@ -44,10 +40,9 @@ class Devices:
     Args:
         record: of the VM.
         bus: the one that takes hotplug.
-        config: ``[hypervisor.clh]``.
+        kinds: of device, by the type that describes one.
         features: of this version.
         api: of this VM.
-        daemons: of its shares.
         vmm: its process.
         on_removed: called with Cloud Hypervisor's id of each device that is gone.
     """
@@ -56,19 +51,17 @@ class Devices:
         self,
         record: VmRecord,
         bus: HotplugBus,
-        config: ClhConfig,
+        kinds: Mapping[type, Kind],
         features: Features,
         api: Api,
-        daemons: Daemons,
         vmm: Process,
         on_removed: Callable[[str], None],
     ) -> None:
         self._record = record
         self._bus = bus
-        self._config = config
+        self._kinds = kinds
         self._features = features
         self._api = api
-        self._daemons = daemons
         self._vmm = vmm
         self._on_removed = on_removed
         self._lock = asyncio.Lock()
@@ -80,7 +73,7 @@ class Devices:
             if name is None:
                 return None
             info = await self._api.get("vm.info")
-            found = _found(info, name, self._record.devices[name])
+            found = self._found(info, name)
             return self._added(name, found, _bdf(_tree_of(info), found)) if found else None
 
     async def add(self, request: AddDevice) -> AddedDevice:
@@ -88,15 +81,13 @@ class Devices:
 
         Raises:
             AlreadyExistsError: the slot is taken, or the file is open elsewhere.
-            NotFoundError: there is no such file.
+            NotFoundError: there is no such file or network namespace.
             UsageError: there is no such slot, or the device's source is not what it must be.
             HypervisorError: Cloud Hypervisor refused.
         """
         slot = pci_slot(self._bus, request.bus, request.slot)
-        if isinstance(request.spec, BlockSpec):
-            await asyncio.to_thread(is_block_device, request.spec.source)
         async with self._lock:
-            name = self._record.enter(request, "disk-" if isinstance(request.spec, BlockSpec) else "share-")
+            name = self._record.enter(request, self._kinds[type(request.spec)].prefix)
             try:
                 return await self._plug(name, slot)
             except (KataError, OSError) as err:
@@ -105,11 +96,14 @@ class Devices:
     async def remove(self, hypervisor_id: str) -> None:
         """Ask the guest to let a device go; a second request while one is pending is accepted too.
 
-        Version 53.0 does not know a device any more that is on its way out. The device tree does.
+        Version 53.0 does not know a device any more that is on its way out. The device tree does. Older ones must not
+        be asked twice.
 
         Raises:
             NotFoundError: Cloud Hypervisor has no such device.
         """
+        if not self._features.is_second_removal_harmless and await self._is_leaving(hypervisor_id):
+            return
         try:
             await self._api.put("vm.remove-device", {"id": hypervisor_id})
         except NotFoundError:
@@ -139,14 +133,14 @@ class Devices:
         async with self._lock:
             info = await self._api.get("vm.info")
             for name, device in list(self._record.devices.items()):
-                device.hypervisor_id = device.hypervisor_id or _found(info, name, device)
+                device.hypervisor_id = device.hypervisor_id or self._found(info, name)
                 if device.hypervisor_id not in _tree_of(info):
                     await self._forget(name)
 
     def adopt(self) -> None:
-        """Go on with the daemons that an earlier manager started."""
+        """Go on with what an earlier manager started for its devices."""
         for name in self._record.devices:
-            self._daemons.adopt(name)
+            self._kind(name).adopt(name)
 
     async def forget(self, hypervisor_id: str) -> None:
         """Free what a device had that has been ejected, and tell."""
@@ -156,16 +150,8 @@ class Devices:
                 await self._forget(name)
 
     async def _plug(self, name: str, slot: int) -> AddedDevice:
-        device = self._record.devices[name]
         place = {"pci_device_id": slot} if self._features.is_slot_ours else {}
-        if isinstance(device.spec, BlockSpec):
-            body = requests.disk(device.spec, device.serial, self._config)
-            answer = await self._api.put("vm.add-disk", {**body, **place})
-        else:
-            assert isinstance(device.spec, ShareSpec)
-            self._daemons.start(name)
-            body = requests.share(device.spec.tag, name, self._config)
-            answer = await self._api.put("vm.add-fs", {**body, **place})
+        answer = await self._kind(name).plug(name, self._record.devices[name], place)
         if not isinstance(answer, dict) or not {"id", "bdf"} <= answer.keys():
             raise HypervisorError(f"Cloud Hypervisor added a device and does not say which: {answer!r}")
         return self._added(name, str(answer["id"]), str(answer["bdf"]))
@@ -177,9 +163,9 @@ class Devices:
             KataError: the failure. The record keeps a device that is there although it was refused: whoever compares
                 finds it.
         """
-        said = self._daemons.said(name) if not isinstance(self._record.devices[name].spec, BlockSpec) else ""
+        said = self._kind(name).said(name)
         info = await self._api.get("vm.info")
-        found = _found(info, name, self._record.devices[name])
+        found = self._found(info, name)
         if not found:
             await self._clear(name, is_ejected=False)
         elif is_refusal(failure):
@@ -211,15 +197,38 @@ class Devices:
 
     async def _clear(self, name: str, *, is_ejected: bool) -> None:
         """Free all that a device had on the host; the record goes last."""
-        await self._daemons.end(name, ends_by_itself=is_ejected)
-        self._daemons.clear(name)
+        await self._kind(name).clear(name, is_ejected=is_ejected)
         self._record.devices.pop(name, None)
         if self._vmm.is_running:  # else the record goes with the directory, whose remover expects no new file
             with suppress(FileNotFoundError):
                 self._record.save()
 
+    async def _is_leaving(self, hypervisor_id: str) -> bool:
+        """Return whether a removal has been asked for: the configuration has no such device any more, the tree has."""
+        name = self._name_of(hypervisor_id)
+        if name is None:
+            return False
+        info = await self._api.get("vm.info")
+        entries = info["config"].get(self._kind(name).section) or ()
+        return hypervisor_id in _tree_of(info) and hypervisor_id not in {str(entry["id"]) for entry in entries}
+
     async def _tree(self) -> dict[str, Any]:
         return _tree_of(await self._api.get("vm.info"))
+
+    def _kind(self, name: str) -> Kind:
+        return self._kinds[type(self._record.devices[name].spec)]
+
+    def _found(self, info: dict[str, Any], name: str) -> str:
+        """Return Cloud Hypervisor's id of a device of ours, by what this attach alone has, or nothing.
+
+        Of an address that a caller chose there may be two: the other one is known already.
+        """
+        kind, devices = self._kind(name), self._record.devices
+        others = {device.hypervisor_id for other, device in devices.items() if other != name}
+        wanted = kind.marked(name, devices[name])
+        entries = info["config"].get(kind.section) or ()
+        ids = (str(entry["id"]) for entry in entries if entry.get(kind.mark) == wanted)
+        return next((hypervisor_id for hypervisor_id in ids if hypervisor_id not in others), "")
 
     def _name_of(self, hypervisor_id: str) -> str | None:
         names = (name for name, device in self._record.devices.items() if device.hypervisor_id == hypervisor_id)
@@ -229,15 +238,6 @@ class Devices:
 def _tree_of(info: dict[str, Any]) -> dict[str, Any]:
     """Return the device tree, which a VM has while it runs."""
     return info.get("device_tree") or {}
-
-
-def _found(info: dict[str, Any], name: str, device: DeviceRecord) -> str:
-    """Return Cloud Hypervisor's id of a device of ours, by what only this attach has, or nothing."""
-    if isinstance(device.spec, BlockSpec):
-        entries, key, wanted = info["config"].get("disks"), "serial", device.serial
-    else:
-        entries, key, wanted = info["config"].get("fs"), "socket", name
-    return next((str(entry["id"]) for entry in entries or () if entry.get(key) == wanted), "")
 
 
 def _bdf(tree: dict[str, Any], hypervisor_id: str) -> str:

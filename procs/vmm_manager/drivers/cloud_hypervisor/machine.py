@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 from common import log
 from common.errors import KataError
+from common.services.vmm import BlockSpec, NetworkSpec, ShareSpec
 from procs.vmm_manager.drivers.cloud_hypervisor.devices import Devices
 from procs.vmm_manager.drivers.cloud_hypervisor.events import LOST, Event
+from procs.vmm_manager.drivers.cloud_hypervisor.kinds import Disk, Kind, Nic, Share
 from procs.vmm_manager.drivers.cloud_hypervisor.versions import features_of
 from procs.vmm_manager.drivers.daemons import Daemons
 
@@ -57,13 +59,17 @@ class ClhMachine:
         self._events = events
         self._console = console
         self._workers = workers
+        kinds: dict[type, Kind] = {
+            ShareSpec: Share(config, api, Daemons(record, config, process, workers)),
+            BlockSpec: Disk(config, api),
+            NetworkSpec: Nic(config, api),
+        }
         self.devices = Devices(
             record,
             vm.hotplug_buses[0],
-            config,
+            kinds,
             features_of(vm.version),
             api,
-            Daemons(record, config, process, workers),
             process,
             on_removed,
         )

@@ -30,6 +30,7 @@ GUEST_CID = 3
 """Each VM's vsock ends in a socket of its own, so all have the first number that a guest may have."""
 
 _QUEUE_SIZE = 1024
+_NIC_QUEUE_SIZE = 256
 
 
 def argv(config: ClhConfig, *, api_fd: int, events_fd: int) -> list[str]:
@@ -91,3 +92,8 @@ def disk(spec: BlockSpec, serial: str, config: ClhConfig) -> dict[str, Any]:
 def share(tag: str, socket: str, config: ClhConfig) -> dict[str, Any]:
     """Return the body of ``vm.add-fs``, without its place."""
     return {"tag": tag, "socket": socket, "num_queues": 1, "queue_size": config.virtio_fs_queue_size}
+
+
+def nic(mac: str) -> dict[str, Any]:
+    """Return the body of ``vm.add-net`` for an interface whose descriptor goes beside it, without its place."""
+    return {"mac": mac, "num_queues": 2, "queue_size": _NIC_QUEUE_SIZE}

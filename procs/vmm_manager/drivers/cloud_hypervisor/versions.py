@@ -19,12 +19,15 @@ class Features(NamedTuple):
     Attributes:
         is_slot_ours: ``pci_device_id`` puts a device into the slot of our choice (v52). Before, the lowest free one is
             taken, and a slot of ours is only counted.
+        is_second_removal_harmless: a device's removal may be asked for while it is pending (v53). Before, Cloud
+            Hypervisor panics if the device is a network device, and may have what comes next in its slot ejected.
     """
 
     is_slot_ours: bool
+    is_second_removal_harmless: bool
 
 
-_SINCE = {"is_slot_ours": (52, 0)}
+_SINCE = {"is_slot_ours": (52, 0), "is_second_removal_harmless": (53, 0)}
 
 
 def features_of(version: str) -> Features:

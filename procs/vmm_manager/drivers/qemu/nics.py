@@ -11,26 +11,18 @@ Source: qapi/net.json and net/net.c (``print_net_client``) of QEMU 7.2.
 
 from __future__ import annotations
 
-import asyncio
-import os
 import re
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from common.errors import HypervisorError, NotFoundError, UsageError
-from common.linux import netns
-from common.services.vmm import InterfaceKind, NetworkSpec
+from common.errors import HypervisorError
+from common.services.vmm import NetworkSpec
+from procs.vmm_manager.drivers import interfaces
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from procs.vmm_manager.drivers.qemu.qmp import Qmp
     from procs.vmm_manager.record import DeviceRecord
 
-_OPEN: dict[InterfaceKind, Callable[[str, str], int]] = {
-    InterfaceKind.TAP: netns.open_tap,
-    InterfaceKind.MACVTAP: netns.open_macvtap,
-}
 _END = re.compile(r"^(?: \\ )?(nic-\d+): index=\d+,type=tap", re.MULTILINE)
 
 
@@ -53,11 +45,8 @@ class Nics:
         """
         spec = device.spec
         assert isinstance(spec, NetworkSpec)
-        fd = await asyncio.to_thread(_open, spec)
-        try:
+        async with interfaces.opened(spec) as fd:
             await self._qmp.send(fd, device_id)
-        finally:
-            os.close(fd)
         try:
             await self._qmp.execute("netdev_add", type="tap", id=device_id, fd=device_id)
         except HypervisorError:
@@ -87,15 +76,3 @@ class Nics:
 
     def adopt(self, _device_id: str) -> None:
         """Nothing: all of it is in QEMU."""
-
-
-def _open(spec: NetworkSpec) -> int:
-    try:
-        return _OPEN[spec.type](spec.namespace, spec.interface)
-    except FileNotFoundError as err:
-        raise NotFoundError(f"network namespace {spec.namespace} does not exist") from err
-    except OSError as err:
-        raise UsageError(
-            f"{spec.interface} in {spec.namespace} cannot be opened as a {spec.type}: {err.strerror or err}",
-            hint="`ip -d link` in that namespace shows what it is, and who has it",
-        ) from err
