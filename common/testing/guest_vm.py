@@ -150,7 +150,7 @@ class GuestVm:
         """Hot-plug a disk: behind the bridge, or with a ``lun``, to the SCSI controller. It is named by its serial."""
         with self._open("qmp") as qmp:
             _execute(qmp, "qmp_capabilities")
-            file = {"driver": "file", "filename": str(image)}
+            file = {"driver": "host_device" if image.is_block_device() else "file", "filename": str(image)}
             _execute(qmp, "blockdev-add", {"driver": "raw", "node-name": f"n{serial}", "file": file})
             if lun is None:
                 where = {"driver": "virtio-blk-pci", "bus": "bridge0", "addr": f"{slot:#x}", "disable-legacy": "on"}

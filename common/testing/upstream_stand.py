@@ -10,6 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from common import paths
 from common.linux import cgroup, identity
 from common.processes import ProcessIdentity
@@ -71,17 +73,20 @@ class RealVms(FakeVmManager):
         )
 
 
-class RealShare(FakeDeviceManager):
-    """Plugs the sandbox's share."""
+class RealDevices(FakeDeviceManager):
+    """Plugs the sandbox's share, and one disk."""
 
     vms: RealVms
 
     async def _attach(self, request: device.Attach) -> device.Device:
         assert self.vms.vm is not None
-        assert isinstance(request.spec, vmm.ShareSpec)
-        self.vms.vm.share = Path(request.spec.source)
-        await asyncio.to_thread(self.vms.vm.plug_share)
-        return await super()._attach(request)
+        plugged = await super()._attach(request)
+        if isinstance(request.spec, vmm.ShareSpec):
+            self.vms.vm.share = Path(request.spec.source)
+            await asyncio.to_thread(self.vms.vm.plug_share)
+            return plugged
+        await asyncio.to_thread(self.vms.vm.plug_disk, Path(request.spec.source), plugged.serial)
+        return msgspec.structs.replace(plugged, guest_path="05/01")
 
 
 class UpstreamStand(ShimStand):
@@ -92,7 +97,7 @@ class UpstreamStand(ShimStand):
         vms = RealVms(self._stack)
         vms.images = images
         self.vms = vms
-        devices = RealShare()
+        devices = RealDevices()
         devices.vms = vms
         self.devices = devices
         make_busybox_rootfs(self.rootfs)

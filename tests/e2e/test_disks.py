@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
+from common.linux import loop
 from common.protobuf import Message, messages, string, uint
 from common.protocols.task import Mount
 from common.testing.containers import RUNC, new_name
@@ -120,6 +121,30 @@ def test_a_container_on_a_disk(stack: Stack, image: Path, runtime: str, qemu: di
     assert run(stack, runtime, rootfs) == 7
     assert written_in(image).startswith(root)
     assert run(stack, runtime, rootfs) == 0, "the same file, at once"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "qemu", "root"),
+    [
+        (RUNC, {}, "pool-snap-1"),
+        (RUNTIME, {}, "kataShared"),
+        (RUNTIME, {"disable_block_device_use": False}, "/dev/vda"),
+    ],
+    ids=["runc", "shared", "virtio-blk"],
+)
+def test_a_container_on_a_block_device(
+    stack: Stack, image: Path, runtime: str, qemu: dict[str, object], root: str
+) -> None:
+    """As containerd's devmapper has it: a link to a device, which needs no loop device of ours."""
+    stack.write_config(section=qemu)
+    snapshot = stack.root / "pool-snap-1"
+    with loop.device(str(image), is_read_only=False) as node:
+        snapshot.symlink_to(node)
+        rootfs = Mount(type="ext4", source=str(snapshot), target="", options=["rw"])
+        assert run(stack, runtime, rootfs) == 7
+        assert run(stack, runtime, rootfs) == 0
+        snapshot.unlink()
+    assert root in written_in(image).split(" / ")[0]
 
 
 def test_a_read_only_disk(stack: Stack, image: Path) -> None:

@@ -31,7 +31,7 @@ import sys
 sys.path[:] = "/usr/lib/kata-agent", "/usr/lib/python3.11", "/usr/lib/python3.11/lib-dynload"
 import posix
 from guest.agent import modules
-for purpose in "boot", "vsock", "vsock-device":
+for purpose in "boot", "vsock", "vsock-device", "blk":
     modules.load(purpose)
 posix.execv("/usr/bin/kata-agent", ["/usr/bin/kata-agent"])
 """

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.linux import loop
 from common.testing.isolation import in_event_loop, run_dir
 from common.testing.shim_client import KILLED, Reader, Shim, started
 from common.testing.upstream_stand import UpstreamStand
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 
 @asynccontextmanager
@@ -59,3 +61,32 @@ async def test_execs_much_output_and_a_kill(images: tuple[Path, Path]) -> None:
         await shim.kill(9, is_all=True)
         assert await shim.wait() == KILLED
         await shim.delete()
+
+
+@in_event_loop
+async def test_a_block_device_as_a_node_and_as_a_mount(images: tuple[Path, Path]) -> None:
+    async with begun(images) as (stand, shim):
+        content = stand.root / "disk"
+        content.write_bytes(b"right".ljust(1 << 20))
+        with loop.device(str(content), is_read_only=False) as node:
+            give(stand, node)
+            out = Reader(stand, "out")
+            script = "head -c 5 /dev/data; head -c 5 /mnt/data; printf new | dd of=/dev/data conv=notrunc"
+            await shim.create("sh", "-c", script, stdout=out.path)
+            await shim.start()
+            assert await out.all() == b"rightright"
+            assert await shim.wait() == 0
+            await shim.delete()
+        assert content.read_bytes().startswith(b"newht")
+
+
+def give(stand: UpstreamStand, node: str) -> None:
+    """Have the container of a stand's bundle given a block device in both ways."""
+    number = Path(node).stat().st_rdev
+    numbers = {"type": "b", "major": os.major(number), "minor": os.minor(number)}
+    spec = stand.spec()
+    spec["mounts"].append({"destination": "/mnt/data", "type": "bind", "source": node, "options": ["bind"]})
+    spec["linux"]["devices"] = [{"path": "/dev/data", **numbers, "fileMode": 0o660, "uid": 0, "gid": 0}]
+    allowed = {"allow": True, "access": "rwm", **numbers}
+    spec["linux"]["resources"]["devices"] = [{"allow": False, "access": "rwm"}, allowed]
+    (stand.bundle / "config.json").write_text(json.dumps(spec))
