@@ -86,6 +86,49 @@ class BlockSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag
         return not self.is_read_only
 
 
+class PmemSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="pmem"):
+    """A file that the guest has as persistent memory: it maps the host's pages and keeps no copy of them.
+
+    Attributes:
+        source: a regular file. Guests map in steps of 2 MiB (``SUBSECTION_SIZE``, include/linux/mmzone.h), so its size
+            is a multiple of that.
+        is_read_only: whether what the guest writes does not reach the file.
+    """
+
+    source: str
+    is_read_only: bool = False
+
+    bus_kind: ClassVar[BusKind] = BusKind.PCI
+    is_claimed: ClassVar[bool] = True
+
+    @property
+    def mode(self) -> str:
+        """How it is attached, in words that tell any two ways apart."""
+        return f"{'read-only' if self.is_read_only else 'read-write'} as persistent memory"
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether no other sandbox may have it: what is written, one writes alone."""
+        return not self.is_read_only
+
+
+class VhostUserDiskSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="vhost-user-blk"):
+    """A disk of the guest that a program of the host serves, by vhost-user, from and to the guest's memory.
+
+    What it is, how large and whether it can be written, is that program's to say, and so is its serial.
+
+    Attributes:
+        source: the program's Unix socket, on which it listens.
+    """
+
+    source: str
+
+    bus_kind: ClassVar[BusKind] = BusKind.PCI
+    is_claimed: ClassVar[bool] = True
+    is_exclusive: ClassVar[bool] = True
+    mode: ClassVar[str] = "by vhost-user"
+
+
 class InterfaceKind(StrEnum):
     """What a network device of a guest is connected to on the host."""
 
@@ -177,4 +220,4 @@ class MemorySpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
         return f"with {self.size_mib} MiB"
 
 
-DeviceSpec = ShareSpec | BlockSpec | NetworkSpec | CpuSpec | MemorySpec
+DeviceSpec = ShareSpec | BlockSpec | PmemSpec | VhostUserDiskSpec | NetworkSpec | CpuSpec | MemorySpec

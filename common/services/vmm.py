@@ -23,7 +23,9 @@ from common.services.specs import DeviceSpec as DeviceSpec
 from common.services.specs import InterfaceKind as InterfaceKind
 from common.services.specs import MemorySpec as MemorySpec
 from common.services.specs import NetworkSpec as NetworkSpec
+from common.services.specs import PmemSpec as PmemSpec
 from common.services.specs import ShareSpec as ShareSpec
+from common.services.specs import VhostUserDiskSpec as VhostUserDiskSpec
 
 
 def service_name(hypervisor: str) -> str:

@@ -20,7 +20,7 @@ from common import paths
 from common.bus.client import BusClient
 from common.config import BlockDriver
 from common.protocols.agent import CONTAINERS_DIRECTORY, Storage
-from common.services.vmm import BlockSpec
+from common.services.vmm import BlockSpec, BusKind
 from common.testing.device_stand import DeviceManager
 from common.testing.guest_sandbox import GuestSandbox
 from common.testing.guest_vm import GuestVm
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from common.testing.guest_sandbox import Task
 
 _PORTS = 8
+_DRIVERS = {"pmem": "nvdimm", "vhost-user-blk": "blk"}
+"""The agent's drivers of what is no :class:`BlockSpec`."""
 _REMOVAL_TIMEOUT_S = 60
 """A real guest on a loaded machine."""
 
@@ -122,11 +124,11 @@ def open_images(vm: Vm) -> list[str]:
 
 
 def _storage(disk: Device) -> Storage:
-    assert isinstance(disk.spec, BlockSpec)
-    is_scsi = disk.spec.driver is BlockDriver.VIRTIO_SCSI
+    assert disk.spec is not None
+    has_serial = isinstance(disk.spec, BlockSpec)
     return Storage(
-        driver="scsi" if is_scsi else "blk",
-        driver_options=[f"serial={disk.serial}"],
+        driver=_DRIVERS.get(disk.kind) or ("scsi" if disk.spec.bus_kind is BusKind.SCSI else "blk"),
+        driver_options=[f"serial={disk.serial}"] if has_serial else [],
         source=disk.guest_path,
         fstype="ext4",
         mount_point=f"{CONTAINERS_DIRECTORY}/{disk.serial}/rootfs",

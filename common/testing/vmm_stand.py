@@ -218,9 +218,9 @@ class Monitor:
         return answer["base-memory"] >> 20, answer["plugged-memory"] >> 20
 
     async def memory_backends(self) -> set[str]:
-        """Return the backends of the memory that was plugged."""
+        """Return the memory backends beside that of the boot."""
         listed: Any = await self._client.execute("qom-list", {"path": "/objects"})
-        return {item["name"] for item in listed if item["name"].startswith("memory-")}
+        return {item["name"] for item in listed if "-" in item["name"]}
 
     async def block_nodes(self) -> set[str]:
         """Return the block nodes that somebody named."""

@@ -10,6 +10,7 @@ must not even be asked for its serial or removed: there would never be an answer
 ::
 
     /sys/devices/pci0000:00/0000:00:04.0/0000:01:01.0/virtio3/block/vda      PCI path 04/01
+    …/virtio4/ndbus0/region0/namespace0.0/block/pmem0                        persistent memory at a PCI path
     /sys/bus/scsi/devices/2:0:0:5/block/sda                                  SCSI address 0:5
     /sys/block/vda                                                           a drive that is never unplugged
 
@@ -50,6 +51,24 @@ def find_by_pci_path(path: str, serial: str) -> str | None:
     device = _child(directory, "", "virtio") if directory else None
     name = _first(f"{device}/block") if device else None
     return _node(name, serial, _virtio_serial) if name else None
+
+
+def find_pmem(source: str) -> str | None:
+    """Return the node of the persistent memory at a PCI path, or None if it is not there (yet). It has no serial.
+
+    Args:
+        source: the path; or the node, which upstream's shim supposes.
+
+    Raises:
+        RpcError: that is no PCI path.
+    """
+    if source.startswith("/dev/"):
+        return _node(source.rpartition("/")[2], "", read_bytes)
+    directory = _pci_device(source)
+    for beginning, ending in (("virtio", ""), ("ndbus", ""), ("region", ""), ("namespace", ".0")):
+        directory = _child(directory, ending, beginning) if directory else None
+    name = _first(f"{directory}/block") if directory else None
+    return _node(name, "", read_bytes) if name else None
 
 
 def look_for_pci(path: str, serial: str) -> None:

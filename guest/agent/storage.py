@@ -3,8 +3,8 @@
 A device is hot-plugged while the guest boots, or just before it is to be mounted, so the guest may not have seen it
 yet: each attempt to mount that finds no device is repeated whenever the kernel has news of one, and never by time.
 
-Which drivers there are is a table. ``blk``, ``scsi`` and ``mmioblk`` are named, and their sources written, as
-upstream's agent has them. What else the host says comes as driver options, which upstream's agent does not look at:
+Which drivers there are is a table. ``blk``, ``scsi``, ``mmioblk`` and ``nvdimm`` are named, and their sources written,
+as upstream's agent has them. What else the host says comes as driver options, which upstream's agent does not look at:
 
 ================  =====================================================================================================
 serial=<serial>   the disk's
@@ -43,7 +43,7 @@ BIND = "bind"
 
 _DEVICE_TIMEOUT_S = 10
 
-_NOT_YET = {"virtio-fs": errno.EINVAL, "blk": errno.ENXIO, "scsi": errno.ENXIO, "mmioblk": errno.ENXIO}
+_NOT_YET = {"virtio-fs": errno.EINVAL, **dict.fromkeys(("blk", "scsi", "mmioblk", "nvdimm"), errno.ENXIO)}
 """What mount(2) and open(2) say of a device that is not complete: virtio_fs_get_tree (fs/fuse/virtio_fs.c) of a tag
 that it has not seen, and blkdev_get_no_open (block/bdev.c) of a disk whose node is there before it can be opened
 (block/genhd.c, device_add_disk). There will be news of it."""
@@ -151,6 +151,18 @@ class Scsi(Driver):
         block.let_go_of_scsi(source)
 
 
+class Nvdimm(Driver):
+    """Persistent memory, by PCI path."""
+
+    module = "pmem"
+
+    def source(self, storage: Storage) -> str | None:
+        """Return its node."""
+        from guest.agent import block
+
+        return block.find_pmem(storage.source)
+
+
 class Ephemeral(Driver):
     """A file system in the guest's memory (tmpfs, hugetlbfs), for example what upstream's shim has for ``/dev/shm``."""
 
@@ -166,6 +178,7 @@ DRIVERS: dict[str, Driver] = {
     "blk": Blk(),
     "scsi": Scsi(),
     "mmioblk": MmioBlk(),
+    "nvdimm": Nvdimm(),
     "ephemeral": Ephemeral(),
 }
 

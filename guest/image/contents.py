@@ -33,6 +33,7 @@ _MODULES_ON_DEMAND = {
     "mmio": ("virtio_mmio",),
     "net": ("virtio_net",),
     "overlay": ("overlay",),
+    "pmem": ("virtio_pmem", "nd_pmem"),
     "vsock": ("vsock",),
     "vsock-device": ("vmw_vsock_virtio_transport",),
     "xfs": ("xfs",),

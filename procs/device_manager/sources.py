@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 
 from common.errors import NotFoundError, UsageError
 from common.linux import netns
-from common.services.vmm import BlockSpec, CpuSpec, MemorySpec, NetworkSpec, ShareSpec
+from common.services.vmm import (
+    BlockSpec,
+    CpuSpec,
+    MemorySpec,
+    NetworkSpec,
+    PmemSpec,
+    ShareSpec,
+    VhostUserDiskSpec,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
 
 _BLOCK_MIB = 128
 """Memory that a guest adds or removes at once (``MIN_MEMORY_BLOCK_SIZE``, arch/x86/include/asm/sparsemem.h)."""
+_PMEM_MIB = 2
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}", re.IGNORECASE)
 """Of one device: the lowest bit of the first byte says group (IEEE 802-2014, 8.2)."""
 
@@ -44,6 +53,10 @@ def _examine(spec: DeviceSpec) -> str:
             return _directory(spec)
         case BlockSpec():
             return _disk(spec)
+        case PmemSpec():
+            return _persistent_memory(spec)
+        case VhostUserDiskSpec():
+            return _socket(spec)
         case NetworkSpec():
             return _interface(spec)
         case CpuSpec() | MemorySpec():
@@ -82,6 +95,29 @@ def _disk(spec: BlockSpec) -> str:
     if _size(spec.source) == 0:
         raise UsageError(f"source {spec.source} has a size of zero", hint="truncate -s makes an image of a size")
     return backing
+
+
+def _persistent_memory(spec: PmemSpec) -> str:
+    found = _status(spec.source)
+    if not stat.S_ISREG(found.st_mode):
+        raise UsageError(f"source {spec.source} is {_kind(found)}; persistent memory needs a file")
+    if not found.st_size or found.st_size % (_PMEM_MIB << 20):
+        raise UsageError(
+            f"source {spec.source} has {found.st_size} bytes",
+            hint=f"guests map persistent memory in steps of {_PMEM_MIB} MiB: truncate -s makes a file of a size",
+        )
+    return f"file {found.st_dev}:{found.st_ino}"
+
+
+def _socket(spec: VhostUserDiskSpec) -> str:
+    """Whether a program listens there is the hypervisor's to see, which connects."""
+    found = _status(spec.source)
+    if not stat.S_ISSOCK(found.st_mode):
+        raise UsageError(
+            f"source {spec.source} is {_kind(found)}; a vhost-user disk needs the socket of the program that serves it",
+            hint="attach a file or a block device as a block device",
+        )
+    return f"socket {found.st_dev}:{found.st_ino}"
 
 
 def _part(spec: CpuSpec | MemorySpec) -> str:

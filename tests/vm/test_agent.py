@@ -355,7 +355,14 @@ def test_a_signal_that_is_none_is_refused(sandbox: GuestSandbox, idle: Task) -> 
 def test_guest_details(sandbox: GuestSandbox) -> None:
     details = sandbox.agent.ask("GetGuestDetails", GuestDetailsRequest(mem_block_size=True), GuestDetailsResponse)
     assert details.agent_details
-    assert details.agent_details.storage_handlers == ["virtio-fs", "blk", "scsi", "mmioblk", "ephemeral"]
+    assert details.agent_details.storage_handlers == [
+        "virtio-fs",
+        "blk",
+        "scsi",
+        "mmioblk",
+        "nvdimm",
+        "ephemeral",
+    ]
     assert details.agent_details.init_daemon
     assert details.mem_block_size_bytes % (1 << 20) == 0
 

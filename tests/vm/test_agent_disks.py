@@ -218,7 +218,7 @@ def test_what_was_mounted_before_the_failure_is_given_back(sandbox: GuestSandbox
         ("blk", "../../vda", status.INVALID_ARGUMENT),
         ("scsi", "0", status.INVALID_ARGUMENT),
         ("scsi", "a:b", status.INVALID_ARGUMENT),
-        ("nvdimm", "/dev/pmem0", status.UNIMPLEMENTED),
+        ("watchable-bind", "/dev/pmem0", status.UNIMPLEMENTED),
     ],
 )
 def test_what_names_no_device_is_refused_at_once(sandbox: GuestSandbox, driver: str, source: str, code: int) -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from common.testing.storage_daemon import serving
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 REAL = ["/usr/bin/qemu-system-x86_64", "-S", "-accel", "tcg"]
 FAKE = [sys.executable, "-m", "common.testing.fake_qemu"]
 MACHINE = [
-    *("-machine", "q35", "-nodefaults", "-display", "none", "-m", "64M"),
+    *("-machine", "q35", "-nodefaults", "-display", "none", "-m", "64M,slots=1,maxmem=128M"),
     *("-device", "pci-bridge,id=bridge0,bus=pcie.0,addr=0x4,chassis_nr=1,shpc=off"),
     *("-device", "pcie-root-port,id=port0,bus=pcie.0,addr=0x5,chassis=1"),
     *("-device", "virtio-scsi-pci,id=scsi0,bus=pcie.0,addr=0x6"),
@@ -95,6 +97,19 @@ def nic(name: str, netdev: str, addr: str) -> dict[str, object]:
     return {"driver": "virtio-net-pci", "id": name, "bus": "bridge0", "addr": addr, "netdev": netdev}
 
 
+def pmem(name: str, memory: str, addr: str) -> dict[str, object]:
+    return {"driver": "virtio-pmem-pci", "id": name, "bus": "bridge0", "addr": addr, "memdev": memory}
+
+
+def vhost_user_disk(name: str, chardev: str, addr: str) -> dict[str, object]:
+    return {"driver": "vhost-user-blk-pci", "id": name, "bus": "bridge0", "addr": addr, "chardev": chardev}
+
+
+def chardev(name: str, path: Path) -> dict[str, object]:
+    address = {"type": "unix", "data": {"path": str(path)}}
+    return {"id": name, "backend": {"type": "socket", "data": {"addr": address, "server": False}}}
+
+
 def script(directory: Path) -> list[tuple[str, dict[str, object]]]:
     """Return what both are asked, in this order."""
     files = [directory / f"disk{number}" for number in range(7)]
@@ -151,6 +166,20 @@ def script(directory: Path) -> list[tuple[str, dict[str, object]]]:
         ("netdev_del", {"id": "net9"}),
         ("netdev_del", {"id": "net0"}),
         ("netdev_del", {"id": "net0"}),
+        ("device_add", pmem("d10", "m1", "0xa")),
+        ("object-add", {"qom-type": "memory-backend-memfd", "id": "m1", "size": 2 << 20}),
+        ("device_add", pmem("d10", "m1", "0xa")),
+        ("device_add", pmem("d11", "m1", "0xb")),
+        ("object-del", {"id": "m1"}),
+        ("device_del", {"id": "d10"}),
+        ("chardev-add", chardev("c0", directory / "nowhere")),
+        ("chardev-add", chardev("c0", directory / "socket")),
+        ("chardev-add", chardev("c0", directory / "socket")),
+        ("device_add", vhost_user_disk("d12", "c9", "0xc")),
+        ("device_add", vhost_user_disk("d12", "c0", "0xc")),
+        ("device_add", vhost_user_disk("d13", "c0", "0xd")),
+        ("chardev-remove", {"id": "c0"}),
+        ("chardev-remove", {"id": "c9"}),
         ("nonsense", {}),
     ]
 
@@ -160,9 +189,10 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Any, An
     """Each command with both answers."""
     directory = tmp_path_factory.mktemp("qemu")
     commands = script(directory)
+    (directory / "served").write_bytes(bytes(1 << 20))
     found = []
     for command, name in ((REAL, "real"), (FAKE, "fake")):
-        with running(command, directory / name) as client:
+        with serving(directory / "served"), running(command, directory / name) as client:
             if name == "fake":
                 client.ask("x-guest", **{"lets-go": False})
             found.append([client.ask(verb, **arguments) for verb, arguments in commands])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class Device:
     place: str
     drive: str
     netdev: str
+    chardev: str
+    memdev: str
     is_leaving: bool = False
 
 
@@ -68,6 +71,7 @@ class Machine:
     nodes: dict[str, Node] = field(default_factory=dict)
     netdevs: set[str] = field(default_factory=set)
     objects: dict[str, str] = field(default_factory=dict)
+    chardevs: dict[str, str] = field(default_factory=dict)
     devices: dict[str, Device] = field(default_factory=dict)
 
     def blockdev_add(self, arguments: dict[str, Any]) -> None:
@@ -97,8 +101,35 @@ class Machine:
     def object_del(self, arguments: dict[str, Any]) -> None:
         """Unmake an object."""
         name = str(arguments["id"])
-        if self.objects.pop(name, None) is None:
+        if name not in self.objects:
             raise RefusalError(f"object '{name}' not found")
+        if any(device.memdev == name for device in self.devices.values()):
+            raise RefusalError(f"object '{name}' is in use, can not be deleted")
+        del self.objects[name]
+
+    def chardev_add(self, arguments: dict[str, Any]) -> None:
+        """Connect to a socket; whether somebody listens there is not looked at, only whether it is there."""
+        name, path = str(arguments["id"]), str(arguments["backend"]["data"]["addr"]["data"]["path"])
+        if name in self.chardevs:
+            raise RefusalError(f"Chardev with id '{name}' already exists")
+        if not Path(path).exists():
+            raise RefusalError(
+                f"Failed to add chardev '{name}': Failed to connect to '{path}': No such file or directory"
+            )
+        self.chardevs[name] = path
+
+    def chardev_remove(self, arguments: dict[str, Any]) -> None:
+        """Close a connection."""
+        name = str(arguments["id"])
+        if name not in self.chardevs:
+            raise RefusalError(f"Chardev '{name}' not found")
+        if any(device.chardev == name for device in self.devices.values()):
+            raise RefusalError(f"Chardev '{name}' is busy")
+        del self.chardevs[name]
+
+    def list_chardevs(self, _: dict[str, Any]) -> list[dict[str, object]]:
+        """Answer ``query-chardev``."""
+        return [{"frontend-open": True, "filename": "unix:", "label": name} for name in self.chardevs]
 
     def netdev_add(self, arguments: dict[str, Any]) -> None:
         """Open an interface; the descriptor that came with ``getfd`` is not looked at."""
@@ -140,11 +171,15 @@ class Machine:
             self._place(bus, arguments),
             str(arguments.get("drive", "")),
             str(arguments.get("netdev", "")),
+            str(arguments.get("chardev", "")),
+            str(arguments.get("memdev", "")),
         )
         if device.drive and device.drive not in self.nodes:
             raise RefusalError(f"Property '{_inner(device.driver)}.drive' can't find value '{device.drive}'")
         self._require_netdev(device)
+        self._require_chardev(device)
         self._require_free(device)
+        self._require_memdev(device)
         self._require_unlocked(name, device)
         self.devices[name] = device
 
@@ -156,6 +191,8 @@ class Machine:
             raise RefusalError(f"Device '{name}' not found", "DeviceNotFound")
         if device.is_leaving:
             raise RefusalError(f"Device {name} is already in the process of unplug")
+        if device.memdev:
+            raise RefusalError("virtio based memory devices cannot be unplugged.")
         device.is_leaving = True
         if self.buses[device.bus] == "virtio-scsi-pci":
             self.let_go(name)
@@ -201,6 +238,21 @@ class Machine:
         if any(other.netdev == device.netdev for other in self.devices.values()):
             raise RefusalError(f"{named} can't take value '{device.netdev}', it's in use")
 
+    def _require_chardev(self, device: Device) -> None:
+        if not device.chardev:
+            return
+        named = f"Property '{_inner(device.driver)}.chardev'"
+        if device.chardev not in self.chardevs:
+            raise RefusalError(f"{named} can't find value '{device.chardev}'")
+        if any(other.chardev == device.chardev for other in self.devices.values()):
+            raise RefusalError(f"{named} can't take value '{device.chardev}': Device '{device.chardev}' is in use")
+
+    def _require_memdev(self, device: Device) -> None:
+        if device.memdev and device.memdev not in self.objects:
+            raise RefusalError(f"Device '{device.memdev}' not found", "DeviceNotFound")
+        if device.memdev and any(other.memdev == device.memdev for other in self.devices.values()):
+            raise RefusalError(f"can't use already busy memdev: {device.memdev}")
+
     def _require_free(self, device: Device) -> None:
         for name, other in self.devices.items():
             if (other.bus, other.place) != (device.bus, device.place):
@@ -243,7 +295,8 @@ def buses_of(argv: Iterable[str]) -> dict[str, str]:
 
 def _inner(driver: str) -> str:
     """Return which half of a device has what it stands on."""
-    return f"{driver.removesuffix('-pci')}-device" if driver.startswith("virtio-") else driver
+    inner = driver.removesuffix("-pci")
+    return f"{inner}-device" if driver.startswith("virtio-") else inner
 
 
 def _user(name: str, drive: str) -> str:

@@ -33,7 +33,9 @@ class Monitor:
         self._commands: dict[str, Callable[[dict[str, Any]], Any]] = {
             "qmp_capabilities": lambda _: None,
             "query-status": lambda _: {"running": True, "singlestep": False, "status": "running"},
-            "query-chardev": lambda _: [],
+            "query-chardev": self._machine.list_chardevs,
+            "chardev-add": self._machine.chardev_add,
+            "chardev-remove": self._machine.chardev_remove,
             "ringbuf-read": lambda _: "",
             "qom-list": self._qom_list,
             "query-named-block-nodes": self._machine.named_nodes,

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from common.errors import NotFoundError, UsageError
-from common.services.vmm import BlockSpec, NetworkSpec, ShareSpec
+from common.services.vmm import BlockSpec, NetworkSpec, PmemSpec, ShareSpec, VhostUserDiskSpec
 from procs.device_manager import sources
 
 if TYPE_CHECKING:
@@ -76,6 +76,28 @@ def test_a_path_that_depends_on_a_directory_is_refused(source: str) -> None:
 def test_an_empty_disk_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has a size of zero"):
         examine(BlockSpec(source=str(image(tmp_path / "empty", 0))))
+
+
+def test_persistent_memory_is_a_file_of_whole_steps(tmp_path: Path) -> None:
+    memory = image(tmp_path / "memory", 2 << 20)
+    assert examine(PmemSpec(source=str(memory))) == examine(BlockSpec(source=str(memory))), "one file, one device"
+    for wrong, said in ((tmp_path, "is a directory; persistent memory needs a file"), (memory, "has 512 bytes")):
+        os.truncate(memory, 512)
+        with pytest.raises(UsageError, match=said):
+            examine(PmemSpec(source=str(wrong)))
+    image(memory, 0)
+    with pytest.raises(UsageError, match="has 0 bytes") as refused:
+        examine(PmemSpec(source=str(memory)))
+    assert refused.value.hint
+
+
+def test_a_disk_that_a_program_serves_is_its_socket(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "socket"))
+    assert examine(VhostUserDiskSpec(source=str(tmp_path / "socket"))).startswith("socket ")
+    with pytest.raises(UsageError, match="is a directory; a vhost-user disk needs the socket") as refused:
+        examine(VhostUserDiskSpec(source=str(tmp_path)))
+    assert refused.value.hint
 
 
 def test_a_network_device_is_an_interface_of_a_namespace(tmp_path: Path) -> None:

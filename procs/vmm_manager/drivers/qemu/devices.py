@@ -1,8 +1,7 @@
 """The hot-plugged devices of one VM, of every kind: plugged, unplugged, accounted for.
 
-A device stands on something on the host's side, its *backend*: a share on a virtiofsd and a chardev that leads to it, a
-disk on a block node. What these are is known by the handlers of the kinds (:class:`Backend`; ``shares``, ``disks``);
-what is the same for all is here.
+A device stands on something on the host's side, its *backend*, which is another for each kind (``backends``); what is
+the same for all is here.
 
 Ids come from a counter in the VM's record that only grows: QEMU makes the client choose, and an id that was used once
 may still be in QEMU's hands. What is to be done is in the record before it is done, and stays there until all of it is
@@ -21,16 +20,17 @@ from __future__ import annotations
 import asyncio
 import re
 from contextlib import AsyncExitStack, suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from common import log
 from common.errors import DeadlineError, HypervisorError, KataError, NotFoundError, UnsupportedError
 from common.services.vmm import AddedDevice, PresentDevice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Mapping
 
     from common.services.vmm import AddDevice
+    from procs.vmm_manager.drivers.qemu.backends import Backend
     from procs.vmm_manager.drivers.qemu.qmp import Qmp
     from procs.vmm_manager.drivers.qemu.topology import Topology
     from procs.vmm_manager.drivers.spawn import Process
@@ -38,41 +38,6 @@ if TYPE_CHECKING:
 
 _PERIPHERALS = "/machine/peripheral"
 _PROCESSOR = re.compile(rf"{_PERIPHERALS}/(cpu-\d+)/")
-
-
-class Backend(Protocol):
-    """What is special about one kind of device.
-
-    Attributes:
-        prefix: what the ids of its devices begin with.
-        kept: why its devices cannot be removed; empty if they can.
-    """
-
-    prefix: str
-    kept: str
-
-    async def make(self, device_id: str, device: DeviceRecord) -> Mapping[str, object]:
-        """Make what a device stands on; return the arguments of its ``device_add``, ``driver`` among them.
-
-        Raises:
-            KataError: it cannot be; what was made of it is left to :meth:`unmake`.
-        """
-
-    async def unmake(self, device_id: str) -> None:
-        """Undo :meth:`make`, however far it came.
-
-        Raises:
-            KataError: something of it is still there.
-        """
-
-    async def made(self) -> Collection[str]:
-        """Return the ids of the devices whose backends QEMU has."""
-
-    def said(self, device_id: str) -> str:
-        """Return what a failure's message should add to QEMU's own words."""
-
-    def adopt(self, device_id: str) -> None:
-        """Go on with a backend that an earlier manager made."""
 
 
 class Devices:

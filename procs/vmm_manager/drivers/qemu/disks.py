@@ -15,6 +15,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from common.services.vmm import BlockDriver, BlockSpec
+from procs.vmm_manager.drivers.qemu.backends import Backend
 from procs.vmm_manager.drivers.sources import is_block_device
 
 if TYPE_CHECKING:
@@ -29,11 +30,10 @@ _DEVICES: dict[BlockDriver, dict[str, object]] = {
 }
 
 
-class Disks:
-    """See :class:`procs.vmm_manager.drivers.qemu.devices.Backend`; the id of a device is also its node's name."""
+class Disks(Backend):
+    """The id of a device is also its node's name."""
 
     prefix = "disk-"
-    kept = ""
 
     def __init__(self, config: QemuConfig, qmp: Qmp) -> None:
         self._config = config
@@ -63,13 +63,6 @@ class Disks:
         """Return the nodes that QEMU has."""
         nodes = await self._qmp.execute("query-named-block-nodes", flat=True)
         return {name for name in (str(item["node-name"]) for item in nodes) if name.startswith(self.prefix)}
-
-    def said(self, _device_id: str) -> str:
-        """Nothing: QEMU's own words say it all."""
-        return ""
-
-    def adopt(self, _device_id: str) -> None:
-        """Nothing: all of a disk is in QEMU."""
 
 
 def node(name: str, spec: BlockSpec, protocol: str, config: QemuConfig) -> dict[str, object]:

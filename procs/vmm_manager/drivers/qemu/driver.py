@@ -12,7 +12,16 @@ from common import log, paths
 from common.config import QemuConfig
 from common.errors import HypervisorError
 from common.linux import cgroup
-from common.services.vmm import BlockSpec, CpuSpec, MemorySpec, NetworkSpec, ShareSpec, Vm
+from common.services.vmm import (
+    BlockSpec,
+    CpuSpec,
+    MemorySpec,
+    NetworkSpec,
+    PmemSpec,
+    ShareSpec,
+    VhostUserDiskSpec,
+    Vm,
+)
 from procs.vmm_manager.drivers import Capabilities
 from procs.vmm_manager.drivers.probe import Probe
 from procs.vmm_manager.drivers.qemu.channel import choose_device
@@ -40,7 +49,9 @@ class QemuDriver:
     """Makes :class:`QemuMachine`; see :class:`procs.vmm_manager.drivers.Driver`."""
 
     name = "qemu"
-    capabilities = Capabilities(devices=(ShareSpec, BlockSpec, NetworkSpec, CpuSpec, MemorySpec))
+    capabilities = Capabilities(
+        devices=(ShareSpec, BlockSpec, PmemSpec, VhostUserDiskSpec, NetworkSpec, CpuSpec, MemorySpec)
+    )
 
     def __init__(self) -> None:
         self._probe = Probe(probe_argv)

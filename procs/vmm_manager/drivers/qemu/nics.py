@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from common.errors import HypervisorError
 from common.services.vmm import NetworkSpec
 from procs.vmm_manager.drivers import interfaces
+from procs.vmm_manager.drivers.qemu.backends import Backend
 
 if TYPE_CHECKING:
     from procs.vmm_manager.drivers.qemu.qmp import Qmp
@@ -26,11 +27,10 @@ if TYPE_CHECKING:
 _END = re.compile(r"^(?: \\ )?(nic-\d+): index=\d+,type=tap", re.MULTILINE)
 
 
-class Nics:
-    """See :class:`procs.vmm_manager.drivers.qemu.devices.Backend`; the id of a device is also its end's on the host."""
+class Nics(Backend):
+    """The id of a device is also its end's on the host."""
 
     prefix = "nic-"
-    kept = ""
 
     def __init__(self, qmp: Qmp) -> None:
         self._qmp = qmp
@@ -69,10 +69,3 @@ class Nics:
         """Return the ends that QEMU has open."""
         answer = await self._qmp.execute("human-monitor-command", **{"command-line": "info network"})
         return set(_END.findall(str(answer).replace("\r", "")))
-
-    def said(self, _device_id: str) -> str:
-        """Nothing: QEMU's own words say it all."""
-        return ""
-
-    def adopt(self, _device_id: str) -> None:
-        """Nothing: all of it is in QEMU."""

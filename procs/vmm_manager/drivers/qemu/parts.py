@@ -1,4 +1,4 @@
-"""Processors and memory of a VM that came after its boot. See :class:`procs.vmm_manager.drivers.qemu.devices.Backend`.
+"""Processors and memory of a VM that came after its boot.
 
 A processor stands on nothing: QEMU has a list of all that the machine can ever have, and a device is one of them. Under
 emulation one that has come stays: QEMU 7.2 was seen to end at one of three removals, and has no second place for the
@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import HypervisorError
 from common.services.vmm import MemorySpec
+from procs.vmm_manager.drivers.qemu import objects
+from procs.vmm_manager.drivers.qemu.backends import Backend
 
 if TYPE_CHECKING:
     from common.config import QemuConfig
     from procs.vmm_manager.drivers.qemu.qmp import Qmp
     from procs.vmm_manager.record import DeviceRecord
 
-_OBJECTS = "/objects"
 
-
-class Cpus:
+class Cpus(Backend):
     """Processors; slot n of their bus is the n-th that the machine did not boot with."""
 
     prefix = "cpu-"
@@ -57,19 +57,11 @@ class Cpus:
         """Return nothing."""
         return set()
 
-    def said(self, _device_id: str) -> str:
-        """Nothing: QEMU's own words say it all."""
-        return ""
 
-    def adopt(self, _device_id: str) -> None:
-        """Nothing: all of it is in QEMU."""
-
-
-class Memory:
+class Memory(Backend):
     """Memory modules; the id of a device is also its backend's."""
 
     prefix = "memory-"
-    kept = ""
 
     def __init__(self, qmp: Qmp) -> None:
         self._qmp = qmp
@@ -82,25 +74,14 @@ class Memory:
         """
         spec = device.spec
         assert isinstance(spec, MemorySpec)
-        size = spec.size_mib << 20
-        await self._qmp.execute(
-            "object-add", **{"qom-type": "memory-backend-memfd", "id": device_id, "size": size, "share": True}
-        )
+        await objects.add(self._qmp, "memory-backend-memfd", device_id, size=spec.size_mib << 20, share=True)
         return {"driver": "pc-dimm", "memdev": device_id}
 
     async def unmake(self, device_id: str) -> None:
         """Have QEMU give the memory back."""
         if device_id in await self.made():
-            await self._qmp.execute("object-del", id=device_id)
+            await objects.remove(self._qmp, device_id)
 
     async def made(self) -> set[str]:
         """Return the backends that QEMU has."""
-        listed = await self._qmp.execute("qom-list", path=_OBJECTS)
-        return {name for name in (str(item["name"]) for item in listed) if name.startswith(self.prefix)}
-
-    def said(self, _device_id: str) -> str:
-        """Nothing: QEMU's own words say it all."""
-        return ""
-
-    def adopt(self, _device_id: str) -> None:
-        """Nothing: all of it is in QEMU."""
+        return await objects.listed(self._qmp, self.prefix)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from common.services.vmm import ShareSpec
+from procs.vmm_manager.drivers.qemu import chardevs
+from procs.vmm_manager.drivers.qemu.backends import Backend
 
 if TYPE_CHECKING:
     from procs.vmm_manager.drivers.daemons import Daemons
@@ -12,11 +14,10 @@ if TYPE_CHECKING:
     from procs.vmm_manager.record import DeviceRecord
 
 
-class Shares:
-    """See :class:`procs.vmm_manager.drivers.qemu.devices.Backend`; the id of a device is also its chardev's."""
+class Shares(Backend):
+    """The id of a device is also its chardev's."""
 
     prefix = "share-"
-    kept = ""
 
     def __init__(self, daemons: Daemons, qmp: Qmp) -> None:
         self._daemons = daemons
@@ -30,9 +31,7 @@ class Shares:
         """
         assert isinstance(device.spec, ShareSpec)
         self._daemons.start(device_id)
-        address = {"type": "unix", "data": {"path": device_id}}
-        backend = {"type": "socket", "data": {"addr": address, "server": False}}
-        await self._qmp.execute("chardev-add", id=device_id, backend=backend)
+        await chardevs.connect(self._qmp, device_id, device_id)
         return {"driver": "vhost-user-fs-pci", "chardev": device_id, "tag": device.spec.tag}
 
     async def unmake(self, device_id: str) -> None:
@@ -40,13 +39,12 @@ class Shares:
         is_known_to_qemu = device_id in await self.made()
         await self._daemons.end(device_id, ends_by_itself=is_known_to_qemu)
         if is_known_to_qemu:
-            await self._qmp.execute("chardev-remove", id=device_id)
+            await chardevs.close(self._qmp, device_id)
         self._daemons.clear(device_id)
 
     async def made(self) -> set[str]:
         """Return the chardevs that QEMU has."""
-        chardevs = await self._qmp.execute("query-chardev")
-        return {label for label in (str(item["label"]) for item in chardevs) if label.startswith(self.prefix)}
+        return await chardevs.listed(self._qmp, self.prefix)
 
     def said(self, device_id: str) -> str:
         """Return what the daemon printed."""
