@@ -129,6 +129,21 @@ class VhostUserDiskSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="ki
     mode: ClassVar[str] = "by vhost-user"
 
 
+class VfioSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="vfio"):
+    """A PCI device of the host that the guest has whole. Its IOMMU group belongs to one sandbox.
+
+    Attributes:
+        source: its address on the host, for example ``0000:3b:00.0``; it is bound to vfio-pci.
+    """
+
+    source: str
+
+    bus_kind: ClassVar[BusKind] = BusKind.PCI
+    is_claimed: ClassVar[bool] = True
+    is_exclusive: ClassVar[bool] = True
+    mode: ClassVar[str] = "by VFIO"
+
+
 class InterfaceKind(StrEnum):
     """What a network device of a guest is connected to on the host."""
 
@@ -220,4 +235,4 @@ class MemorySpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
         return f"with {self.size_mib} MiB"
 
 
-DeviceSpec = ShareSpec | BlockSpec | PmemSpec | VhostUserDiskSpec | NetworkSpec | CpuSpec | MemorySpec
+DeviceSpec = ShareSpec | BlockSpec | PmemSpec | VhostUserDiskSpec | VfioSpec | NetworkSpec | CpuSpec | MemorySpec

@@ -25,6 +25,7 @@ from common.services.specs import MemorySpec as MemorySpec
 from common.services.specs import NetworkSpec as NetworkSpec
 from common.services.specs import PmemSpec as PmemSpec
 from common.services.specs import ShareSpec as ShareSpec
+from common.services.specs import VfioSpec as VfioSpec
 from common.services.specs import VhostUserDiskSpec as VhostUserDiskSpec
 
 

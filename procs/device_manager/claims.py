@@ -110,12 +110,12 @@ class Claims:
             self.drop(device_id)
 
     def _claim(self, device: Device) -> dict[str, object] | None:
-        """Return a device's claim; None if it needs nothing, or nobody knows what."""
+        """Return a device's claim, of all that its source is a part of; None if it needs none, or nobody knows what."""
         if not device.backing or device.spec is None or not device.spec.is_claimed:
             return None
         return {
             "device_id": device.device_id,
-            "resource": device.backing,
+            "resource": device.backing.partition("/")[0],
             "is_exclusive": device.spec.is_exclusive,
             "sandbox_id": device.sandbox_id,
             "hypervisor": device.hypervisor,

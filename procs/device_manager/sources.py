@@ -22,8 +22,10 @@ from common.services.vmm import (
     NetworkSpec,
     PmemSpec,
     ShareSpec,
+    VfioSpec,
     VhostUserDiskSpec,
 )
+from procs.device_manager import vfio
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,9 +42,12 @@ _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}", re.IGNORECASE)
 async def examine(spec: DeviceSpec) -> str:
     """Return what a source is, for example ``file 2049:1234``; the same for every path that leads to it.
 
+    What is a part of something that a sandbox has whole has that before a slash: ``iommu-group 12/0000:3b:00.0``.
+
     Raises:
         NotFoundError: there is nothing.
         UsageError: it is not what such a device can be made from; the message says what it is.
+        StateError, UnsupportedError: see :func:`procs.device_manager.vfio.group_of`.
     """
     return await asyncio.to_thread(_examine, spec)
 
@@ -57,6 +62,8 @@ def _examine(spec: DeviceSpec) -> str:
             return _persistent_memory(spec)
         case VhostUserDiskSpec():
             return _socket(spec)
+        case VfioSpec():
+            return f"iommu-group {vfio.group_of(spec.source)}/{spec.source}"
         case NetworkSpec():
             return _interface(spec)
         case CpuSpec() | MemorySpec():

@@ -1,4 +1,4 @@
-"""Disks of a real QEMU that no block layer of it serves: persistent memory, and disks by vhost-user."""
+"""Devices of a real QEMU that others serve: files that guests map, programs by vhost-user, the host's hardware."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from common import paths
 from common.errors import AlreadyExistsError, HypervisorError, NotFoundError, UnsupportedError, UsageError
-from common.services.vmm import BlockSpec, PmemSpec, VhostUserDiskSpec
+from common.services.vmm import BlockSpec, PmemSpec, VfioSpec, VhostUserDiskSpec
 from common.testing.guest_sandbox import make_busybox_rootfs
 from common.testing.isolation import in_event_loop
 from common.testing.managed_guest import hotplugging
@@ -102,3 +102,14 @@ async def test_a_socket_on_which_nobody_listens_is_refused(sandbox: str) -> None
         with pytest.raises(UsageError, match="is a file; a vhost-user disk needs the socket"):
             await stand.devices.attach(spec=VhostUserDiskSpec(source=str(path)))
         assert (await monitor.plugged(), await stand.devices.list()) == (set(), ())
+
+
+@in_event_loop
+async def test_a_device_that_the_host_does_not_have_is_refused(sandbox: str) -> None:
+    async with managing() as manager:
+        vm = await manager.create(sandbox)
+        with pytest.raises(HypervisorError, match=r"vfio /sys/bus/pci/devices/0000:ff:1f\.7: no such host device"):
+            await manager.plug(sandbox, VfioSpec(source="0000:ff:1f.7"))
+        async with Monitor(vm) as monitor:
+            assert (await monitor.plugged(), await manager.present(sandbox)) == (set(), [])
+        await manager.destroy(sandbox)

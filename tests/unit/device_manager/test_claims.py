@@ -11,7 +11,7 @@ from common import paths
 from common.errors import AlreadyExistsError, UnavailableError
 from common.linux import identity
 from common.services.device import Device
-from common.services.vmm import BlockSpec, ShareSpec
+from common.services.vmm import BlockSpec, ShareSpec, VfioSpec
 from procs.device_manager.claims import Claims
 
 pytestmark = pytest.mark.usefixtures("run_dir")
@@ -49,6 +49,24 @@ def test_a_disk_that_is_written_is_one_sandboxs_in_whichever_shard(first: bool, 
             one.drop("d1")
         other.take(wanted)
         assert other.sandboxes("qemu") == {"s2"}
+
+
+def test_an_iommu_group_is_one_sandboxs_with_all_its_devices() -> None:
+    def device(number: int, sandbox_id: str) -> Device:
+        spec = VfioSpec(source=f"0000:3b:00.{number}")
+        backing = f"iommu-group 12/{spec.source}"
+        return msgspec.structs.replace(disk(f"d{number}", sandbox_id, backing=backing), spec=spec)
+
+    with Claims("device") as one, Claims("device.1") as other:
+        one.take(device(0, "s1"))
+        one.take(device(1, "s1"))
+        with pytest.raises(AlreadyExistsError, match=r"0000:3b:00.2 is held by device d[01] of sandbox s1"):
+            other.take(device(2, "s2"))
+        one.drop("d0")
+        with pytest.raises(AlreadyExistsError, match=r"0000:3b:00.2 is held by device d1 of sandbox s1"):
+            other.take(device(2, "s2"))
+        one.drop("d1")
+        other.take(device(2, "s2"))
 
 
 def test_another_disk_another_time_and_what_is_no_disk_are_in_nobodys_way() -> None:

@@ -12,20 +12,12 @@ from common import log, paths
 from common.config import QemuConfig
 from common.errors import HypervisorError
 from common.linux import cgroup
-from common.services.vmm import (
-    BlockSpec,
-    CpuSpec,
-    MemorySpec,
-    NetworkSpec,
-    PmemSpec,
-    ShareSpec,
-    VhostUserDiskSpec,
-    Vm,
-)
+from common.services.vmm import Vm
 from procs.vmm_manager.drivers import Capabilities
 from procs.vmm_manager.drivers.probe import Probe
 from procs.vmm_manager.drivers.qemu.channel import choose_device
 from procs.vmm_manager.drivers.qemu.cmdline import QMP_SOCKET, QemuCommand, probe_argv
+from procs.vmm_manager.drivers.qemu.kinds import KINDS
 from procs.vmm_manager.drivers.qemu.machine import QemuMachine
 from procs.vmm_manager.drivers.qemu.qmp import Qmp
 from procs.vmm_manager.drivers.qemu.topology import Topology
@@ -49,9 +41,7 @@ class QemuDriver:
     """Makes :class:`QemuMachine`; see :class:`procs.vmm_manager.drivers.Driver`."""
 
     name = "qemu"
-    capabilities = Capabilities(
-        devices=(ShareSpec, BlockSpec, PmemSpec, VhostUserDiskSpec, NetworkSpec, CpuSpec, MemorySpec)
-    )
+    capabilities = Capabilities(devices=tuple(KINDS))
 
     def __init__(self) -> None:
         self._probe = Probe(probe_argv)

@@ -17,18 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from common import log
 from common.errors import KataError
-from common.services.vmm import BlockSpec, CpuSpec, MemorySpec, NetworkSpec, PmemSpec, ShareSpec, VhostUserDiskSpec
-from procs.vmm_manager.drivers.daemons import Daemons
 from procs.vmm_manager.drivers.qemu.console import Console
 from procs.vmm_manager.drivers.qemu.devices import Devices
-from procs.vmm_manager.drivers.qemu.disks import Disks
-from procs.vmm_manager.drivers.qemu.nics import Nics
-from procs.vmm_manager.drivers.qemu.parts import Cpus, Memory
-from procs.vmm_manager.drivers.qemu.pmem import Pmem
+from procs.vmm_manager.drivers.qemu.kinds import Context, backends
 from procs.vmm_manager.drivers.qemu.qmp import COMMAND_TIMEOUT_S
-from procs.vmm_manager.drivers.qemu.shares import Shares
 from procs.vmm_manager.drivers.qemu.topology import Topology
-from procs.vmm_manager.drivers.qemu.vhost_user_disks import VhostUserDisks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,7 +29,6 @@ if TYPE_CHECKING:
     from common.config import QemuConfig
     from common.services.vmm import Vm
     from common.workers import Workers
-    from procs.vmm_manager.drivers.qemu.backends import Backend
     from procs.vmm_manager.drivers.qemu.qmp import Qmp
     from procs.vmm_manager.drivers.spawn import Process
     from procs.vmm_manager.record import VmRecord
@@ -68,16 +60,15 @@ class QemuMachine:
         self._qmp = qmp
         self._workers = workers
         self._console = Console(Path(vm.console_log), qmp)
-        backends: dict[type, Backend] = {
-            ShareSpec: Shares(Daemons(record, config, process, workers), qmp),
-            BlockSpec: Disks(config, qmp),
-            PmemSpec: Pmem(config, qmp),
-            VhostUserDiskSpec: VhostUserDisks(qmp),
-            NetworkSpec: Nics(qmp),
-            CpuSpec: Cpus(config, vm.accelerator, qmp),
-            MemorySpec: Memory(qmp),
-        }
-        self.devices = Devices(record, Topology(config), backends, qmp, process, on_removed)
+        context = Context(
+            record=record,
+            config=config,
+            accelerator=vm.accelerator,
+            qmp=qmp,
+            process=process,
+            workers=workers,
+        )
+        self.devices = Devices(record, Topology(config), backends(context), qmp, process, on_removed)
 
     @property
     def is_running(self) -> bool:
