@@ -28,6 +28,10 @@ SHARE_MOUNT_POINT = "/run/kata-containers/shared/containers"
 """Where the guest mounts the directory that the sandbox's host side shares; ``<container>/rootfs`` is below it."""
 
 
+OVERLAY_DIRECTORY = "io.katacontainers.volume.overlayfs.create_directory"
+"""A driver option of storages of the driver ``overlayfs``: a directory that it needs."""
+
+
 class Empty(Message):
     """``google.protobuf.Empty``, and requests without fields."""
 

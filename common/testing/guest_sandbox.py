@@ -111,14 +111,14 @@ class GuestSandbox:
             stdin: whether it has standard input.
             terminal: whether it has a terminal.
             adjust: changes its specification.
-            storages: what is to be mounted first; the first file system is its root.
+            storages: what is to be mounted first; the last file system is its root.
             devices: its device nodes.
             namespaces: paths of namespaces to join.
         """
         container_id = f"c{next(self._ids)}"
         task = Task(self, container_id, container_id, stdin=stdin, terminal=terminal)
         file_systems = [storage.mount_point for storage in storages if storage.fstype != "bind"]
-        root = file_systems[0] if file_systems else f"{SHARE_MOUNT_POINT}/base/rootfs"
+        root = file_systems[-1] if file_systems else f"{SHARE_MOUNT_POINT}/base/rootfs"
         spec = container_spec(root, *args, terminal=terminal, **namespaces)
         adjust(spec)
         request = CreateContainerRequest(

@@ -23,6 +23,7 @@ import posix
 
 from common import status
 from common.mount_options import MS_BIND, parse_options
+from common.protocols.agent import OVERLAY_DIRECTORY
 from guest.agent import kernel, modules
 from guest.agent.files import make_directories, write_text
 from guest.agent.log import log
@@ -173,6 +174,21 @@ class Ephemeral(Driver):
         return storage.source
 
 
+class Overlay(Driver):
+    """Storages one over the other. Directories in them that it needs are named by driver options, as upstream does."""
+
+    def look_for(self, storage: Storage) -> None:
+        """Make those directories."""
+        for option in storage.driver_options:
+            name, _, path = option.partition("=")
+            if name == OVERLAY_DIRECTORY:
+                make_directories(path)
+
+    def source(self, storage: Storage) -> str | None:
+        """Return its name, which is only shown."""
+        return storage.source
+
+
 DRIVERS: dict[str, Driver] = {
     "virtio-fs": VirtioFs(),
     "blk": Blk(),
@@ -180,6 +196,7 @@ DRIVERS: dict[str, Driver] = {
     "mmioblk": MmioBlk(),
     "nvdimm": Nvdimm(),
     "ephemeral": Ephemeral(),
+    "overlayfs": Overlay(),
 }
 
 

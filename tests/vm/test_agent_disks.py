@@ -10,7 +10,7 @@ import pytest
 
 from common import status
 from common.channel import NO_STREAM
-from common.protocols.agent import AGENT_SERVICE, CreateContainerRequest, Empty, Storage
+from common.protocols.agent import AGENT_SERVICE, OVERLAY_DIRECTORY, CreateContainerRequest, Empty, Storage
 from common.testing.agent_client import AgentError
 from common.testing.guest_sandbox import GuestSandbox, Task, container_spec, make_busybox_rootfs
 from common.testing.stack import GUEST
@@ -182,6 +182,39 @@ def test_a_read_only_file_system_of_erofs(sandbox: GuestSandbox, content: Path, 
     assert "Read-only file system" in output(task)
     task.remove()
     sandbox.vm.unplug_disk(serial)
+
+
+def test_layers_that_are_disks(sandbox: GuestSandbox, content: Path, tmp_path: Path) -> None:
+    """The directories of the overlay are made the first time, and found the second."""
+    lower, upper, said = tmp_path / "lower", tmp_path / "upper", ""
+    subprocess.run(["/usr/bin/mkfs.erofs", "--quiet", str(lower), str(content)], check=True)
+    subprocess.run(["/sbin/mkfs.ext4", "-q", "-F", str(upper), "8M"], check=True)
+    for written in ("first", "second"):
+        serials = new_serial(), new_serial()
+        sandbox.vm.plug_disk(lower, serials[0], slot=1)
+        sandbox.vm.plug_disk(upper, serials[1], slot=2)
+        layers = [storage("blk", "05/01", serials[0], "ro", fstype="erofs"), storage("blk", "05/02", serials[1])]
+        script = f"cat hello; echo {written} >> written; cat written"
+        task = sandbox.run("sh", "-c", script, storages=[*layers, overlay(*layers)])
+        said = output(task)
+        assert said.startswith("from the disk")
+        task.remove()
+        for serial in serials:
+            sandbox.vm.unplug_disk(serial)
+    assert said.endswith("first\nsecond\n")
+
+
+def overlay(lower: Storage, upper: Storage) -> Storage:
+    directories = [f"{upper.mount_point}/{name}" for name in ("upper", "work")]
+    options = [f"lowerdir={lower.mount_point}", *(f"{d.rpartition('/')[2]}dir={d}" for d in directories)]
+    return Storage(
+        driver="overlayfs",
+        driver_options=[f"{OVERLAY_DIRECTORY}={directory}" for directory in directories],
+        source="overlay",
+        fstype="overlay",
+        options=options,
+        mount_point=f"/run/kata-containers/{new_serial()}/rootfs",
+    )
 
 
 @pytest.mark.parametrize(
