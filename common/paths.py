@@ -56,6 +56,11 @@ def mounts_dir(sandbox_id: str) -> str:
     return f"{sandbox_dir(sandbox_id)}/mounts"
 
 
+def layers_dir(sandbox_id: str) -> str:
+    """Return the directory below which the shim mounts what root file systems are made of."""
+    return f"{sandbox_dir(sandbox_id)}/layers"
+
+
 def share_dir(sandbox_id: str) -> str:
     """Return the directory that virtiofsd exports to the sandbox's guest."""
     return f"{sandbox_dir(sandbox_id)}/share"

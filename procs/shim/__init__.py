@@ -21,6 +21,8 @@
 ``fifos``        the host's end of standard streams
 ``spec``         what of the OCI configuration goes to the guest; pure
 ``share``        the mounts that virtiofsd exports
+``rootfs``       a root file system that the guest mounts from disks; ``layers``: one of several mounts
+``disk``         disks of the guest for a container
 ``events``       the ordered sender of events to containerd
 ===============  ======================================================================================================
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from common.errors import UsageError
 from common.protocols import oci, task
 from procs.shim import disk, spec
+from procs.shim.rootfs import on_disks
 
 if TYPE_CHECKING:
     from common.config import KataConfig
+    from common.protocols.agent import Storage
     from procs.shim.copies import Copy
     from procs.shim.disk import Disk, Node
     from procs.shim.spec import HostMount, Json
@@ -25,9 +27,10 @@ class Wanted:
     Attributes:
         spec: what the guest is told.
         hooks: what is executed on the host.
-        disks: what the guest mounts itself; perhaps its root file system is on one.
+        disks: what the guest mounts itself; perhaps its root file system is on some of them.
         nodes: disks that it has a device node of.
-        rootfs: the mounts that make its root file system on the host, unless that is on a disk.
+        storages: what the guest makes of what it has mounted.
+        rootfs: the mounts that make its root file system on the host, unless that is on disks.
         mounts: what else of the host it is to see.
         copies: what of that the guest gets as copies.
     """
@@ -36,6 +39,7 @@ class Wanted:
     hooks: oci.Hooks
     disks: list[Disk]
     nodes: list[Node]
+    storages: list[Storage]
     rootfs: list[task.Mount]
     mounts: list[HostMount]
     copies: list[Copy] = field(default_factory=list)
@@ -65,10 +69,18 @@ def read(request: task.CreateTaskRequest, settings: KataConfig) -> Wanted:
     disks = [disk.of_volume(volume, request.id, driver) for volume in cut.volumes]
     nodes = [disk.of_device(device, driver) for device in cut.devices]
     rootfs = _rootfs(request, config)
-    root = disk.of_root(rootfs, request.id, settings.hypervisor)
+    root = on_disks(rootfs, request.id, settings.hypervisor)
     if root is not None and message.root is not None:
-        message.root.path, rootfs, disks = root.mount_point, [], [root, *disks]
-    return Wanted(spec=message, hooks=hooks, disks=disks, nodes=nodes, rootfs=rootfs, mounts=cut.mounts)
+        message.root.path, rootfs, disks = root.path, [], [*root.disks, *disks]
+    return Wanted(
+        spec=message,
+        hooks=hooks,
+        disks=disks,
+        nodes=nodes,
+        storages=root.storages if root else [],
+        rootfs=rootfs,
+        mounts=cut.mounts,
+    )
 
 
 def read_process(request: task.ExecProcessRequest) -> oci.Process:

@@ -99,7 +99,7 @@ class Container:
                 wanted.spec,
                 numbers,
                 limit_s,
-                storages=[disk.storage(plugged[disk.spec]) for disk in wanted.disks],
+                storages=[disk.storage(plugged[disk.spec]) for disk in wanted.disks] + wanted.storages,
                 devices=[node.device(plugged[node.spec]) for node in wanted.nodes],
             )
 

@@ -58,7 +58,8 @@ def with_copies(wanted: Wanted, container_id: str, hypervisor: str) -> Wanted:
     if wanted.rootfs:
         raise UnsupportedError(
             f"the root file system of {container_id} is a directory of the host, which {hypervisor} cannot share",
-            hint="use a snapshotter whose root file systems are block devices or image files: devmapper, blockfile",
+            hint="use a snapshotter whose root file systems are block devices or image files: devmapper, blockfile, "
+            "erofs with its `default_size`",
         )
     found: list[Copy] = []
     for mount in wanted.mounts:

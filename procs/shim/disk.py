@@ -1,13 +1,9 @@
-"""Disks of the guest for a container: its root file system, and the host's block devices that it is to see.
+"""Disks of the guest for a container: what it mounts of them, and what the agent is told.
 
-containerd describes a root file system as mounts. If there is one only, of a file system that the guest has too, and it
-lies on a block device (devmapper, zvols) or in a file that a loop device would make one (blockfile, erofs), the guest
-gets the device or the file as a disk and mounts it itself, instead of the host. ``disable_block_device_use`` turns that
-off; its default is upstream's.
-
-A block device that is bound to a place in the container, or that it has a device node of, is always a disk
-(docs/adr/0022-a-block-device-is-a-disk.md). Where the guest finds it is told in two ways, as upstream does: a *storage*
-is mounted, here the node by itself, and a *device* gives its numbers to what the specification says of it.
+A block device of the host that is bound to a place in the container, or that it has a device node of, is always a disk
+(docs/adr/0022-a-block-device-is-a-disk.md). Its root file system may be on disks as well (:mod:`procs.shim.rootfs`).
+Where the guest finds a disk it is told in two ways, as upstream does: a *storage* is mounted, perhaps the node by
+itself, and a *device* gives its numbers to what the specification says of it.
 """
 
 from __future__ import annotations
@@ -24,16 +20,8 @@ from common.protocols.agent import CONTAINERS_DIRECTORY, Storage
 from common.services.vmm import BlockSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from common.config import HypervisorSection
-    from common.protocols.task import Mount
     from common.services.device import Device
     from procs.shim.spec import HostDevice, HostMount
-
-_GUEST_FILE_SYSTEMS = frozenset(("ext4", "erofs", "xfs"))
-_LOOP = "loop"
-_READ_ONLY_FILE_SYSTEMS = frozenset(("erofs",))
 
 _NODE = "bind"
 
@@ -95,22 +83,6 @@ class Node:
         )
 
 
-def of_root(rootfs: Sequence[Mount], container_id: str, config: HypervisorSection) -> Disk | None:
-    """Return the disk that these mounts describe, or None if the host is to mount them."""
-    if config.disable_block_device_use or len(rootfs) != 1:
-        return None
-    (mount,) = rootfs
-    if mount.target or mount.type not in _GUEST_FILE_SYSTEMS or not _is_disk(mount):
-        return None
-    is_read_only = mount.type in _READ_ONLY_FILE_SYSTEMS or "ro" in mount.options
-    return Disk(
-        spec=BlockSpec(source=mount.source, is_read_only=is_read_only, driver=config.block_device_driver),
-        fstype=mount.type,
-        options=tuple(option for option in mount.options if option != _LOOP),
-        mount_point=f"{CONTAINERS_DIRECTORY}/{container_id}/rootfs",
-    )
-
-
 def of_volume(volume: HostMount, container_id: str, driver: BlockDriver) -> Disk:
     """Return the disk of a block device that a container sees at the place of a mount."""
     return Disk(
@@ -154,8 +126,3 @@ def _source(device: HostDevice) -> str:
 
 def _options(plugged: Device) -> list[str]:
     return (plugged.storage_options or f"serial={plugged.serial}").split(",")
-
-
-def _is_disk(mount: Mount) -> bool:
-    is_image = _LOOP in mount.options or mount.type == "erofs"
-    return is_block_device(mount.source) or (is_image and Path(mount.source).is_file())

@@ -7,8 +7,11 @@ import json
 from common.mount_options import MOUNT_OPTIONS
 from common.protocols.bootstrap import RuntimeInfo, RuntimeVersion
 from common.protocols.task import Any
+from procs.shim.layers import ALLOWED_MOUNTS
 
 FEATURES_URL = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+
+ALLOWED_MOUNTS_ANNOTATION = "containerd.io/runtime-allow-mounts"
 
 FEATURES = {
     "ociVersionMin": "1.0.0",
@@ -31,9 +34,10 @@ are the host's."""
 def info(name: str, version: str) -> bytes:
     """Return what ``-info`` prints.
 
-    There is no ``containerd.io/runtime-allow-mounts``, by which a runtime takes mounts over from containerd's mount
-    manager: what is not a plain mount of a snapshot (layers of erofs, templates of overlays) containerd makes itself,
-    and we share it. An image file with a file system comes to us without that.
+    containerd's mount manager leaves us what it would else mount itself, so that layers can be disks of a guest.
     """
     features = Any(type_url=FEATURES_URL, value=json.dumps(FEATURES).encode())
-    return RuntimeInfo(name=name, version=RuntimeVersion(version=version), features=features).encode()
+    annotations = {ALLOWED_MOUNTS_ANNOTATION: ALLOWED_MOUNTS}
+    return RuntimeInfo(
+        name=name, version=RuntimeVersion(version=version), features=features, annotations=annotations
+    ).encode()

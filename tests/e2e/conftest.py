@@ -29,7 +29,10 @@ def host(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) 
     scratch = tmp_path_factory.mktemp("blockfile") / "scratch"
     subprocess.run(["/sbin/mkfs.ext4", "-q", "-F", str(scratch), "16M"], check=True)
     blockfile = {"scratch_file": str(scratch), "fs_type": "ext4"}
-    plugins = {"io.containerd.snapshotter.v1.blockfile": blockfile}
+    plugins = {
+        "io.containerd.snapshotter.v1.blockfile": blockfile,
+        "io.containerd.snapshotter.v1.erofs": {"default_size": "16MiB"},
+    }
     with Stack(containerd=containerd and containerd.resolve(), plugins=plugins) as stack:
         yield stack
     assert stack.left_behind == []

@@ -28,9 +28,9 @@ DISKS: dict[str, object] = {"disable_block_device_use": False}
 ROOTS = {
     "native": ((RUNTIME, NOTHING, SHARED),),
     "blockfile": ((RUNTIME, NOTHING, SHARED), (RUNTIME, DISKS, DISK)),
-    "erofs": ((RUNTIME, NOTHING, SHARED),),
+    "erofs": ((RUNTIME, NOTHING, SHARED), (RUNTIME, DISKS, "overlay / overlay")),
 }
-"""What a guest has as a container's root, by snapshotter and configuration. containerd mounts layers of erofs."""
+"""What a guest has as a container's root, by snapshotter and configuration."""
 
 SCRIPT = "test -s /root/kept && exec cat /root/kept; grep -o '^[^ ]* / [^ ]*' /proc/mounts > /root/kept; exit 7"
 """The first task notes what its root is, the second finds it noted."""

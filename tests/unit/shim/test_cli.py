@@ -62,7 +62,7 @@ def test_version_and_info() -> None:
     assert features["linux"]["seccomp"] == {"enabled": False}
     assert {"prestart", "createRuntime"} < set(features["hooks"])
     assert {"ro", "nosuid", "rbind"} < set(features["mountOptions"])
-    assert info.annotations == {}
+    assert info.annotations == {"containerd.io/runtime-allow-mounts": "erofs,format/*,mkdir/*"}
 
 
 def test_an_unknown_action_is_an_error() -> None:

@@ -1,4 +1,4 @@
-"""Which root file systems the guest mounts itself, which disks it has else, and what its agent is told of them."""
+"""Which disks a container has beside its root file system, and what the agent is told of them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from common.config import BlockDriver, QemuConfig
+from common.config import BlockDriver
 from common.errors import NotFoundError
 from common.linux import loop
 from common.protocols import agent
-from common.protocols.task import Mount
 from common.services.device import Device
 from common.services.vmm import BlockSpec
 from procs.shim import disk
@@ -22,7 +21,6 @@ from procs.shim.spec import HostDevice, HostMount
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-USED = QemuConfig(disable_block_device_use=False)
 PLUGGED = Device(
     device_id="5" * 20, sandbox_id="s", hypervisor="qemu", bus="b", slot=2, guest_path="04/02", state="plugged",
     since=0.0,
@@ -30,55 +28,12 @@ PLUGGED = Device(
 
 
 @pytest.fixture
-def image(tmp_path: Path) -> str:
-    path = tmp_path / "image"
-    path.write_bytes(bytes(512))
-    return str(path)
-
-
-def mount(source: str, *options: str, fstype: str = "ext4", target: str = "") -> Mount:
-    return Mount(type=fstype, source=source, target=target, options=list(options))
-
-
-@pytest.fixture
-def node(image: str) -> Iterator[str]:
+def node(tmp_path: Path) -> Iterator[str]:
     """A block device of the host."""
-    with loop.device(image, is_read_only=False) as path:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(512))
+    with loop.device(str(image), is_read_only=False) as path:
         yield path
-
-
-def test_a_file_that_wants_a_loop_device_is_a_disk(image: str) -> None:
-    found = disk.of_root([mount(image, "loop", "noatime")], "c1", USED)
-    assert found == disk.Disk(
-        spec=BlockSpec(source=image, is_read_only=False),
-        fstype="ext4",
-        options=("noatime",),
-        mount_point="/run/kata-containers/c1/rootfs",
-    )
-
-
-@pytest.mark.parametrize(("options", "fstype"), [(("ro", "loop"), "ext4"), (("loop",), "erofs"), ((), "erofs")])
-def test_what_is_mounted_read_only_is_opened_for_reading(image: str, options: tuple[str, ...], fstype: str) -> None:
-    found = disk.of_root([mount(image, *options, fstype=fstype)], "c1", USED)
-    assert found is not None
-    assert found.spec.is_read_only
-
-
-def test_what_the_host_is_to_mount(image: str, tmp_path: Path) -> None:
-    a_disk = mount(image, "loop")
-    assert disk.of_root([a_disk], "c1", QemuConfig()) is None, "upstream's default"
-    others = [
-        [],
-        [a_disk, a_disk],
-        [mount(image)],
-        [mount(image, "loop", fstype="btrfs")],
-        [mount(image, "loop", target="/data")],
-        [mount(str(tmp_path), "rbind", fstype="bind")],
-        [mount("overlay", "lowerdir=/a:/b", fstype="overlay")],
-        [mount(f"{image}x", "loop")],
-        [mount("/dev/null", "loop")],
-    ]
-    assert [disk.of_root(rootfs, "c1", USED) for rootfs in others] == [None] * len(others)
 
 
 @pytest.mark.parametrize(
@@ -89,27 +44,15 @@ def test_what_the_host_is_to_mount(image: str, tmp_path: Path) -> None:
         (BlockDriver.VIRTIO_MMIO, ("mmioblk", "/dev/vda")),
     ],
 )
-def test_the_agent_is_told_place_and_serial(image: str, driver: BlockDriver, told: tuple[str, str]) -> None:
-    config = QemuConfig(disable_block_device_use=False, block_device_driver=driver)
-    found = disk.of_root([mount(image, "loop", "ro")], "c1", config)
-    assert found is not None
+def test_the_agent_is_told_place_and_serial(driver: BlockDriver, told: tuple[str, str]) -> None:
+    found = disk.Disk(spec=BlockSpec(source="/x", driver=driver), fstype="ext4", options=("ro",), mount_point="/y")
     plugged = msgspec.structs.replace(PLUGGED, guest_path=told[1])
     storage = found.storage(plugged)
     assert (storage.driver, storage.source) == told
     assert storage.driver_options == ["serial=" + "5" * 20]
     another = msgspec.structs.replace(plugged, storage_options="serial=7,untold")
     assert found.storage(another).driver_options == ["serial=7", "untold"], "the hypervisor has a serial of its own"
-    assert (storage.fstype, storage.options, storage.mount_point) == ("ext4", ["ro"], found.mount_point)
-
-
-def test_a_device_mapper_snapshot_is_a_disk_by_whatever_name(node: str, tmp_path: Path) -> None:
-    """containerd's devmapper names a link, and wants no loop device."""
-    link = tmp_path / "pool-snap-1"
-    link.symlink_to(node)
-    found = disk.of_root([mount(str(link), "nouuid", fstype="xfs")], "c1", USED)
-    assert found is not None
-    assert (found.spec, found.fstype) == (BlockSpec(source=str(link)), "xfs")
-    assert found.options == ("nouuid",)
+    assert (storage.fstype, storage.options, storage.mount_point) == ("ext4", ["ro"], "/y")
 
 
 def test_a_block_device_in_the_place_of_a_mount() -> None:
