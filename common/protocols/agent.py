@@ -20,6 +20,10 @@ from common.protocols.oci import LinuxResources, Process, Spec
 STREAM_PORTS_FEATURE = "stream-ports"
 """In ``extra_features``: the agent takes the stream numbers of ``common.channel``. Without it streams are calls."""
 
+DISK_LIMITS_FEATURE = "disk-limits"
+"""In ``extra_features``: limits of how fast a disk may be used name it by the number that the host has for it. Another
+agent would set them for another disk, or fail."""
+
 SHARE_TAG = "kataShared"
 CONTAINERS_DIRECTORY = "/run/kata-containers"
 """Where the guest mounts what is one container's alone: ``<container>/rootfs``."""

@@ -1,8 +1,9 @@
 """The OCI runtime specification twice: as messages of Kata's agent protocol, and as the JSON of ``config.json``.
 
 Field numbers: ``oci.proto`` of Kata Containers 4.1.0. JSON: https://github.com/opencontainers/runtime-spec 1.0,
-``config.md`` and ``config-linux.md``. What is not declared here does not enter the guest: block I/O and network limits
-are about devices of the host. ``unified`` is ours: upstream's protocol has no such field, so its number is far away.
+``config.md`` and ``config-linux.md``. What is not declared here does not enter the guest: network limits and weights of
+block I/O are about devices of the host. ``unified`` is ours: upstream's protocol has no such field, so its number is
+far away.
 
 The two differ where a number is optional: JSON knows "absent", proto3 only zero. :func:`to_json` therefore leaves out
 zeros and empty values, except where OCI requires the key (:data:`_REQUIRED`). Shared by the shim and the agent.
@@ -162,6 +163,23 @@ class LinuxHugepageLimit(Message):
     limit: int = uint(2)
 
 
+class LinuxThrottleDevice(Message):
+    """Limit of one block device: bytes or operations a second."""
+
+    major: int = int_(1)
+    minor: int = int_(2)
+    rate: int = uint(3)
+
+
+class LinuxBlockIO(Message):
+    """How fast block devices may be used."""
+
+    throttle_read_bps_device: list[LinuxThrottleDevice] = messages(4, LinuxThrottleDevice)
+    throttle_write_bps_device: list[LinuxThrottleDevice] = messages(5, LinuxThrottleDevice)
+    throttle_read_iops_device: list[LinuxThrottleDevice] = messages(6, LinuxThrottleDevice)
+    throttle_write_iops_device: list[LinuxThrottleDevice] = messages(7, LinuxThrottleDevice)
+
+
 class LinuxResources(Message):
     """Limits of a container's cgroup; ``unified`` are files of cgroup v2 and what to write into them."""
 
@@ -169,6 +187,7 @@ class LinuxResources(Message):
     memory: LinuxMemory | None = message(2, LinuxMemory)
     cpu: LinuxCPU | None = message(3, LinuxCPU)
     pids: LinuxPids | None = message(4, LinuxPids)
+    block_io: LinuxBlockIO | None = message(5, LinuxBlockIO)
     hugepage_limits: list[LinuxHugepageLimit] = messages(6, LinuxHugepageLimit)
     unified: dict[str, str] = string_map(1000)
 
@@ -255,13 +274,16 @@ _JSON_NAMES = {
     "container_id": "containerID",
     "kernel_tcp": "kernelTCP",
     "disable_oom_killer": "disableOOMKiller",
+    "block_io": "blockIO",
+    "throttle_read_iops_device": "throttleReadIOPSDevice",
+    "throttle_write_iops_device": "throttleWriteIOPSDevice",
 }
 """JSON keys that are not the field's name in camel case."""
 
 _REQUIRED = frozenset(
     (
         *("oci_version", "terminal", "uid", "gid", "cwd", "hard", "soft", "host_id", "container_id", "size"),
-        *("index", "value", "op", "action", "default_action", "allow", "major", "minor"),
+        *("index", "value", "op", "action", "default_action", "allow", "major", "minor", "rate"),
     )
 )
 """Fields whose key OCI requires, also with a value that is zero or empty."""

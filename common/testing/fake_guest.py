@@ -71,7 +71,7 @@ class FakeGuest:
         self.gates: dict[str, asyncio.Event] = {}
         self.stats = StatsContainerResponse()
         self.out_of_memory: asyncio.Queue[str] = asyncio.Queue()
-        self.features = [agent.STREAM_PORTS_FEATURE]
+        self.features = [agent.STREAM_PORTS_FEATURE, agent.DISK_LIMITS_FEATURE]
         self._processes: dict[tuple[str, str], _Running] = {}
         self._listeners: list[asyncio.Task[object] | None] = []
         self._group = asyncio.TaskGroup()

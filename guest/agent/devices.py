@@ -5,7 +5,7 @@ disk with a file system is. The host has two ways to ask for one:
 
 - a *device* of the request has an entry in the specification, with the numbers that the host has for it. They become
   the guest's, in the entry and in the rules that name them, as upstream's agent does it (Kata Containers 4.1.0,
-  src/agent/src/device, ``update_spec_devices``);
+  src/agent/src/device, ``update_spec_devices``), and in limits of how fast they may be used, which upstream drops;
 - a *storage* of type ``bind`` is what a mount of the specification shows in the container. No rule of the host can name
   it: what a container was given it may use.
 """
@@ -22,8 +22,11 @@ from guest.agent.storage import BIND
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from common.protocols import oci
     from common.protocols.agent import Device
+    from common.protocols.oci import LinuxThrottleDevice
 
 TYPES = ("blk", "mmioblk", "scsi")
 """Of devices; each is found as the storage driver of that name finds a disk."""
@@ -55,7 +58,7 @@ def as_storages(container_id: str, devices: list[Device], spec: oci.Spec) -> lis
 
 
 def renumber(spec: oci.Spec, devices: list[Device], nodes: list[Storage]) -> None:
-    """Give the entries of devices, and the rules about them, the numbers of their nodes, which are mounted.
+    """Give the entries of devices, and the rules and limits about them, the numbers of their nodes, which are mounted.
 
     Raises:
         OSError: there is no such node.
@@ -70,9 +73,8 @@ def renumber(spec: oci.Spec, devices: list[Device], nodes: list[Storage]) -> Non
             here[entry.major, entry.minor] = at[entry.path]
             entry.type = "b"
             entry.major, entry.minor = at[entry.path]
-    for rule in linux.resources.devices if linux.resources else []:
-        if rule.type == "b":
-            rule.major, rule.minor = here.get((rule.major, rule.minor), (rule.major, rule.minor))
+    for named in _naming_disks(linux.resources) if linux.resources else ():
+        named.major, named.minor = here.get((named.major, named.minor), (named.major, named.minor))
 
 
 def allow(spec: oci.Spec, storages: list[Storage]) -> None:
@@ -88,6 +90,15 @@ def allow(spec: oci.Spec, storages: list[Storage]) -> None:
         if storage.fstype == BIND:
             major, minor = _numbers(storage.mount_point)
             rules.append(LinuxDeviceCgroup(allow=True, type="b", major=major, minor=minor, access="rwm"))
+
+
+def _naming_disks(resources: oci.LinuxResources) -> Iterator[LinuxDeviceCgroup | LinuxThrottleDevice]:
+    yield from (rule for rule in resources.devices if rule.type == "b")
+    if resources.block_io:
+        yield from resources.block_io.throttle_read_bps_device
+        yield from resources.block_io.throttle_write_bps_device
+        yield from resources.block_io.throttle_read_iops_device
+        yield from resources.block_io.throttle_write_iops_device
 
 
 def _numbers(node: str) -> tuple[int, int]:

@@ -90,7 +90,7 @@ class Service:
             device_handlers=list(devices.TYPES),
             storage_handlers=list(storage.DRIVERS),
             supports_seccomp=True,
-            extra_features=[messages.STREAM_PORTS_FEATURE],
+            extra_features=[messages.STREAM_PORTS_FEATURE, messages.DISK_LIMITS_FEATURE],
         )
         block_size = read_text("/sys/devices/system/memory/block_size_bytes") if request.mem_block_size else ""
         return messages.GuestDetailsResponse(

@@ -40,6 +40,7 @@ class Agent:
 
     def __init__(self, client: TtrpcClient) -> None:
         self._client = client
+        self._features: frozenset[str] = frozenset()
 
     @classmethod
     async def connect(cls, channel: Channel) -> Agent:
@@ -76,7 +77,8 @@ class Agent:
         details = await self._ask(
             "GetGuestDetails", agent.GuestDetailsRequest(), agent.GuestDetailsResponse, CALL_TIMEOUT_S
         )
-        return frozenset(details.agent_details.extra_features if details.agent_details else ())
+        self._features = frozenset(details.agent_details.extra_features if details.agent_details else ())
+        return self._features
 
     async def create_sandbox(
         self, sandbox_id: str, hostname: str, guest_hook_path: str, *, is_shared: bool = True
@@ -120,6 +122,10 @@ class Agent:
         devices: Sequence[agent.Device],
     ) -> None:
         """Have the guest mount a container's storages, find its devices and prepare it."""
+        resources = spec.linux.resources if spec.linux else None
+        if resources and resources.block_io and agent.DISK_LIMITS_FEATURE not in self._features:
+            log.get().warning("the agent does not know how fast disks may be used, limits are left out")
+            resources.block_io = None
         request = agent.CreateContainerRequest(
             container_id=container_id,
             exec_id=container_id,

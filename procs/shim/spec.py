@@ -10,8 +10,8 @@ but limits of processes and rules for character devices, which upstream drops to
 - a device node is made by its number, which for a character device is the same everywhere; a block device becomes a
   disk of the guest, whose agent exchanges the number, there and in the rules. That is for a device that a rule allows
   by its number, as ``--device`` and Kubernetes do: of a privileged container all disks of the host are listed;
-- other rules for block devices go with their numbers, and so do block and network limits; the choice of CPUs is about
-  the host;
+- limits of how fast such a disk may be used go with it; rules and limits for other disks go with their numbers, as do
+  weights of block I/O and network limits; the choice of CPUs is about the host;
 - the guest has one network, one cgroup tree and one clock: those namespaces are not made again, and the paths of the
   others are the host's; the agent gives every container a pid namespace, and upstream's fails if it is told to twice;
 - the cgroup path is the host's, in one of several forms.
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _DROPPED_NAMESPACES = frozenset(("cgroup", "network", "pid", "time"))
 _KEPT_RESOURCES = ("memory", "cpu", "pids", "hugepageLimits", "unified")
+_THROTTLES = ("throttleReadBpsDevice", "throttleWriteBpsDevice", "throttleReadIOPSDevice", "throttleWriteIOPSDevice")
 _GUESTS_OWN = ("/proc", "/sys", "/dev")
 _BINDS = frozenset(("bind", "rbind"))
 _SHARED, _VOLUMES = "mounts", "volumes"
@@ -153,6 +154,8 @@ def _linux(linux: Json, container_id: str, disks: list[HostDevice], *, is_seccom
     ]
     resources = linux.get("resources") or {}
     cut["resources"] = {**limits(resources), "devices": _device_rules(resources.get("devices") or [], disks)}
+    if throttles := _throttles(resources.get("blockIO") or {}, disks):
+        cut["resources"]["blockIO"] = throttles
     return cut
 
 
@@ -168,6 +171,16 @@ def _device_rules(rules: list[Json], disks: list[HostDevice]) -> list[Json]:
     ]
     given = [{key: value for key, value in rule.items() if value is not None} for rule in kept]
     return [{"type": "a", "major": -1, "minor": -1, "access": "rwm", **rule} for rule in given]
+
+
+def _throttles(block_io: Json, disks: list[HostDevice]) -> Json:
+    """Return the limits of how fast disks may be used, as far as the guest has them."""
+    numbers = {(disk.major, disk.minor) for disk in disks}
+    of_disks = {
+        name: [limit for limit in block_io.get(name) or [] if (limit.get("major"), limit.get("minor")) in numbers]
+        for name in _THROTTLES
+    }
+    return {name: kept for name, kept in of_disks.items() if kept}
 
 
 def limits(resources: Json) -> Json:

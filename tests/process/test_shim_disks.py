@@ -14,7 +14,7 @@ import toml
 from common import paths, status
 from common.errors import GuestError, KataError
 from common.linux import loop
-from common.protocols import task
+from common.protocols import oci, task
 from common.protocols.agent import CreateContainerRequest
 from common.services import device
 from common.services.vmm import BlockSpec
@@ -72,7 +72,10 @@ async def create_with(stand: ShimStand, shim: Shim, node: str) -> CreateContaine
     numbers = {"type": "b", "major": os.major(number), "minor": os.minor(number)}
     linux = {
         "devices": [{"path": "/dev/data", **numbers}],
-        "resources": {"devices": [{"allow": True, "access": "rwm", **numbers}]},
+        "resources": {
+            "devices": [{"allow": True, "access": "rwm", **numbers}],
+            "blockIO": {"throttleReadBpsDevice": [{"major": numbers["major"], "minor": numbers["minor"], "rate": 5}]},
+        },
     }
     mounted = {"type": "bind", "source": node, "destination": "/mnt/data", "options": ["bind"]}
     (stand.bundle / "config.json").write_text(json.dumps({**stand.spec(), "mounts": [mounted], "linux": linux}))
@@ -96,6 +99,25 @@ async def test_a_block_device_is_plugged_once_and_told_twice(stand: ShimStand) -
     assert request.oci is not None
     (mount,) = request.oci.mounts
     assert (mount.destination, mount.source) == ("/mnt/data", storage.mount_point)
+    limits = limits_of(request)
+    assert limits is not None
+    assert [limit.rate for limit in limits.throttle_read_bps_device] == [5]
+
+
+@stand_test
+async def test_an_agent_that_would_limit_another_disk_is_told_no_limits(stand: ShimStand) -> None:
+    """Upstream's."""
+    stand.vms.features = []
+    shim = await started(stand)
+    with loop.device(an_image(stand), is_read_only=False) as node:
+        assert limits_of(await create_with(stand, shim, node)) is None
+
+
+def limits_of(request: CreateContainerRequest) -> oci.LinuxBlockIO | None:
+    assert request.oci is not None
+    assert request.oci.linux is not None
+    assert request.oci.linux.resources is not None
+    return request.oci.linux.resources.block_io
 
 
 @stand_test

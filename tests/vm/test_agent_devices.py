@@ -11,6 +11,7 @@ from common import status
 from common.protocols import oci
 from common.protocols.agent import Device, Storage
 from common.testing.agent_client import AgentError
+from common.testing.guest_sandbox import see_cgroups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -103,6 +104,28 @@ def test_rules_mean_the_hosts_device(guest: GuestSandbox, disk: Path, may_use: t
     script = f"head -c 5 {NODE} 2>&1"
     task = guest.run("sh", "-c", script, adjust=with_node(may_use, access=access), devices=[device()])
     assert "Operation not permitted" in said_by(task)
+
+
+def test_limits_mean_the_hosts_device(guest: GuestSandbox, disk: Path) -> None:
+    assert disk.exists()
+    major, minor = HOST
+
+    def adjust(spec: oci.Spec) -> None:
+        with_node(HOST)(spec)
+        see_cgroups(spec)
+        assert spec.linux
+        assert spec.linux.resources
+        limits = [oci.LinuxThrottleDevice(major=major, minor=minor, rate=rate) for rate in (1 << 20, 200)]
+        spec.linux.resources.block_io = oci.LinuxBlockIO(
+            throttle_write_bps_device=limits[:1], throttle_read_iops_device=limits[1:]
+        )
+
+    task = guest.run(
+        "sh", "-c", f"stat -c '%t %T' {NODE}; cat /sys/fs/cgroup/*/io.max", adjust=adjust, devices=[device()]
+    )
+    numbers, limit = said_by(task).splitlines()
+    here = ":".join(str(int(number, 16)) for number in numbers.split())
+    assert limit == f"{here} rbps=max wbps=1048576 riops=200 wiops=max"
 
 
 @pytest.mark.parametrize("has_rules", [True, False])

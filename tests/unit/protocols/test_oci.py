@@ -44,6 +44,12 @@ CONFIG = {
             "pids": {"limit": 100},
             "devices": [{"allow": False, "type": "c", "major": 5, "minor": 0, "access": "rwm"}],
             "hugepageLimits": [{"pageSize": "2MB", "limit": 1}],
+            "blockIO": {
+                "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1}],
+                "throttleWriteBpsDevice": [{"major": 8, "minor": 0, "rate": 2}],
+                "throttleReadIOPSDevice": [{"major": 8, "minor": 0, "rate": 3}],
+                "throttleWriteIOPSDevice": [{"major": 8, "minor": 0, "rate": 4}],
+            },
             "unified": {"memory.high": "max"},
         },
         "cgroupsPath": "/x",

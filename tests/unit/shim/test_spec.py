@@ -52,7 +52,14 @@ CONFIG: dict[str, Any] = {
                 {"allow": False, "type": "b", "major": 8, "minor": 32, "access": "rwm"},
                 {"allow": True, "type": "b", "access": "m"},
             ],
-            "blockIO": {"weight": 10},
+            "blockIO": {
+                "weight": 10,
+                "throttleReadBpsDevice": [{"major": 8, "minor": 32, "rate": 1}],
+                "throttleWriteIOPSDevice": [
+                    {"major": 8, "minor": 16, "rate": 100},
+                    {"major": 8, "minor": 32, "rate": 1},
+                ],
+            },
             "network": {"classID": 1},
             "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
             "unified": {"memory.high": "1000"},
@@ -91,6 +98,7 @@ def test_what_is_about_the_host_is_cut() -> None:
         {"allow": True, "type": "b", "major": 8, "minor": 16, "access": "rwm"},
         {"allow": True, "type": "b", "major": -1, "minor": -1, "access": "m"},
     ], "of disks, those that become the guest's"
+    assert resources.pop("blockIO") == {"throttleWriteIOPSDevice": [{"major": 8, "minor": 16, "rate": 100}]}
     assert resources == {
         "memory": {"limit": 1 << 20},
         "cpu": {"shares": 1024},
