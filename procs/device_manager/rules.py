@@ -55,7 +55,7 @@ RULES = (
     # slot.
     Rule(
         hypervisor="clh",
-        kinds=frozenset({"share", "block", "network"}),
+        kinds=frozenset({"share", "block", "pmem", "vhost-user-blk", "vfio", "network"}),
         since=(54,),
         again_after_s=(30.0, 120.0, 600.0),
     ),

@@ -30,7 +30,7 @@ _GET_FEATURES = struct.pack("<III", 1, 1, 0)
 _FEATURES_SIZE = 12 + 8
 """Bytes of the answer: the same header, and 64 bits."""
 
-_SECTIONS = {"disk": "disks", "fs": "fs", "net": "net"}
+_SECTIONS = {"disk": "disks", "fs": "fs", "net": "net", "pmem": "pmem"}
 """Where each kind of device is in the VM's configuration."""
 
 _TUNGETIFF = 0x8004_54D2
@@ -125,7 +125,7 @@ class Machine:
         return told if self.state == "Created" else {**told, "device_tree": self._tree()}
 
     def add(self, kind: str, body: dict[str, Any]) -> dict[str, str]:
-        """Plug a device: ``disk``, ``fs`` or ``net``, whose descriptors are ``fds`` of its body."""
+        """Plug a device: ``disk``, ``fs``, ``pmem`` or ``net``, whose descriptors are ``fds`` of its body."""
         prefix: tuple[str, ...] = ("Error from API", f"The {kind} could not be added to the VM")
         serial = str(body.get("serial") or "")
         if len(serial) > MAX_SERIAL:
@@ -135,7 +135,8 @@ class Machine:
         if body.get("id") in {*self.devices, *self.orphans}:
             raise RefusalError(500, *prefix, f"Invalid identifier as it is not unique: {body['id']}")
         name = str(body.get("id") or self._new_name(kind))
-        held = {"disk": self._lock, "fs": self._connect, "net": self._keep}[kind](body, prefix)
+        take = {"disk": self._lock, "fs": self._connect, "net": self._keep, "pmem": self._map}[kind]
+        held = (self._connect if body.get("vhost_user") else take)(body, prefix)
         slot = self._slot(name, body, prefix)
         self.devices[name] = Device(slot, held)
         self.config[_SECTIONS[kind]].append({**body, "id": name, "pci_segment": 0, "fds": None})
@@ -230,13 +231,20 @@ class Machine:
                 raise RefusalError(500, *prefix, *reasons) from err
         return held
 
+    def _map(self, body: dict[str, Any], _: tuple[str, ...]) -> ExitStack:
+        """Open a file, which nobody locks."""
+        fd = os.open(str(body["file"]), os.O_RDONLY)
+        held = ExitStack()
+        held.callback(os.close, fd)
+        return held
+
     def _connect(self, body: dict[str, Any], prefix: tuple[str, ...]) -> ExitStack:
         """Connect to a vhost-user backend and ask for its features, as far as to know that it is there."""
         backend = socket.socket(socket.AF_UNIX)
         backend.settimeout(_BACKEND_TIMEOUT_S)
         reason = "Connection to socket failed"
         try:
-            backend.connect(str(body["socket"]))
+            backend.connect(str(body.get("socket") or body["vhost_socket"]))
             reason = "Get features failed"
             backend.sendall(_GET_FEATURES)
             with backend.makefile("rb") as answers:  # virtiofsd sends the head and the rest apart
@@ -244,7 +252,8 @@ class Machine:
                     raise ConnectionResetError
         except OSError as err:
             backend.close()
-            raise RefusalError(500, *prefix, "Cannot create virtio-fs device", reason) from err
+            what = "vhost-user-blk" if body.get("vhost_user") else "virtio-fs"
+            raise RefusalError(500, *prefix, f"Cannot create {what} device", reason) from err
         held = ExitStack()
         held.callback(backend.close)
         return held

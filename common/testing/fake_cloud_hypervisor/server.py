@@ -34,7 +34,7 @@ _UNDONE: dict[How | None, tuple[int, list[str]]] = {
     How.BUSY: (429, _BUSY),
 }
 """What is answered without anything being done."""
-_NEED_BODY = frozenset({"vm.create", "vm.add-disk", "vm.add-fs", "vm.add-net", "vm.remove-device"})
+_NEED_BODY = frozenset({"vm.create", "vm.add-disk", "vm.add-fs", "vm.add-net", "vm.add-pmem", "vm.remove-device"})
 
 
 class Server:
@@ -71,6 +71,7 @@ class Server:
             "vm.resume": lambda _: self._resume(),
             "vm.add-disk": lambda body: self._machine.add("disk", body),
             "vm.add-fs": lambda body: self._machine.add("fs", body),
+            "vm.add-pmem": lambda body: self._machine.add("pmem", body),
             "vm.add-net": lambda body: self._machine.add("net", body),
             "vm.remove-device": lambda body: self._remove(str(body["id"])),
         }

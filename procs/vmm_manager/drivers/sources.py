@@ -1,4 +1,4 @@
-"""The host's files that VMs get as disks: looked at before a hypervisor is, whose words about them help less."""
+"""The host's files that VMs get as disks or memory: looked at before a hypervisor is, whose words help less."""
 
 from __future__ import annotations
 
@@ -31,6 +31,18 @@ def is_block_device(source: str) -> bool:
     if size < _SECTOR_SIZE:
         raise UsageError(f"disk {source} has {size} bytes, not even a sector")
     return is_device
+
+
+def file_size(source: str) -> int:
+    """Return the size of a file that is to be mapped, in bytes.
+
+    Raises:
+        NotFoundError: there is no such file; a hypervisor might make one.
+    """
+    try:
+        return Path(source).stat().st_size
+    except FileNotFoundError as err:
+        raise NotFoundError(f"{source} does not exist") from err
 
 
 def _device_size(device: int) -> int:

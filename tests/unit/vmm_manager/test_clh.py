@@ -18,8 +18,8 @@ from common.errors import (
     UnsupportedError,
     UsageError,
 )
-from common.services.vmm import BlockSpec, BusKind, HotplugBus
-from procs.vmm_manager.drivers.cloud_hypervisor import requests, topology
+from common.services.vmm import BlockSpec, BusKind, HotplugBus, PmemSpec
+from procs.vmm_manager.drivers.cloud_hypervisor import devices, requests, topology
 from procs.vmm_manager.drivers.cloud_hypervisor.api import is_refusal, meaning_of
 from procs.vmm_manager.drivers.cloud_hypervisor.versions import features_of
 
@@ -126,6 +126,18 @@ def test_nothing_that_hurts_is_left_to_a_default() -> None:
     assert vm["cpus"] == {"boot_vcpus": 2, "max_vcpus": 2}
     assert (vm["payload"]["kernel"], vm["payload"]["initramfs"]) == ("/k", "/i")
     assert (vm["console"]["mode"], vm["serial"]["mode"]) == ("Off", "Tty")
+
+
+def test_what_others_serve_is_named_by_where_it_is() -> None:
+    assert requests.host_device("0000:3b:00.0") == {"path": "/sys/bus/pci/devices/0000:3b:00.0"}
+    assert requests.pmem(PmemSpec(source="/m", is_read_only=True)) == {"file": "/m", "discard_writes": True}
+    served = requests.vhost_user_disk("/s", "0f")
+    assert (served["vhost_user"], served["vhost_socket"], served["serial"]) == (True, "/s", "0f")
+
+
+def test_a_device_of_the_host_has_its_address_itself() -> None:
+    found = {"_vfio3": {"pci_bdf": "0000:00:04.0"}, "_disk2": {"parent": "w"}, "w": {"pci_bdf": "0000:00:05.0"}}
+    assert [devices.address_of(found, name) for name in ("_vfio3", "_disk2")] == ["0000:00:04.0", "0000:00:05.0"]
 
 
 def test_cache_options_count_if_they_are_set_at_all() -> None:

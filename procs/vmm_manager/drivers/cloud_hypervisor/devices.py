@@ -74,7 +74,7 @@ class Devices:
                 return None
             info = await self._api.get("vm.info")
             found = self._found(info, name)
-            return self._added(name, found, _bdf(_tree_of(info), found)) if found else None
+            return self._added(name, found, address_of(_tree_of(info), found)) if found else None
 
     async def add(self, request: AddDevice) -> AddedDevice:
         """Plug a device; undone in reverse if a step fails.
@@ -171,7 +171,7 @@ class Devices:
         elif is_refusal(failure):
             self._learn(name, found)
         else:
-            return self._added(name, found, _bdf(_tree_of(info), found))
+            return self._added(name, found, address_of(_tree_of(info), found))
         if isinstance(failure, HypervisorError):
             raise HypervisorError(failure.message + said, hint=failure.hint) from failure
         raise failure
@@ -240,6 +240,7 @@ def _tree_of(info: dict[str, Any]) -> dict[str, Any]:
     return info.get("device_tree") or {}
 
 
-def _bdf(tree: dict[str, Any], hypervisor_id: str) -> str:
-    """Return a device's address, which its parent in the tree has."""
-    return str(tree[tree[hypervisor_id]["parent"]]["pci_bdf"])
+def address_of(tree: dict[str, Any], hypervisor_id: str) -> str:
+    """Return a device's address, which its parent in the tree has; one of the host is a PCI device itself."""
+    node = tree[hypervisor_id]
+    return str(node.get("pci_bdf") or tree[node["parent"]]["pci_bdf"])

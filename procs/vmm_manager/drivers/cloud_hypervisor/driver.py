@@ -12,7 +12,7 @@ from common.config import ClhConfig
 from common.errors import HypervisorError, KataError, UnsupportedError
 from common.linux import cgroup
 from common.services.channel import HybridVsock
-from common.services.vmm import BlockSpec, NetworkSpec, ShareSpec, Vm
+from common.services.vmm import BlockSpec, NetworkSpec, PmemSpec, ShareSpec, VfioSpec, VhostUserDiskSpec, Vm
 from procs.vmm_manager.drivers import Capabilities
 from procs.vmm_manager.drivers.cloud_hypervisor import requests, topology
 from procs.vmm_manager.drivers.cloud_hypervisor.api import Api, is_refusal
@@ -41,7 +41,7 @@ class ClhDriver:
     """Makes :class:`ClhMachine`; see :class:`procs.vmm_manager.drivers.Driver`."""
 
     name = "clh"
-    capabilities = Capabilities(devices=(ShareSpec, BlockSpec, NetworkSpec))
+    capabilities = Capabilities(devices=(ShareSpec, BlockSpec, VhostUserDiskSpec, PmemSpec, VfioSpec, NetworkSpec))
 
     def __init__(self) -> None:
         self._probe = Probe(requests.probe_argv)

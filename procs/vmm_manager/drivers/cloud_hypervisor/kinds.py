@@ -1,12 +1,19 @@
 """What is special about each kind of device that is hot-plugged into a Cloud Hypervisor VM; ``devices`` has the rest.
 
-==============  ===============  ========================  ========================================================
-kind            is asked for by  is known in ``vm.info``   stands on
-==============  ===============  ========================  ========================================================
-share           ``vm.add-fs``    by its socket             a virtiofsd
-disk            ``vm.add-disk``  by its serial             a file or block device
-network device  ``vm.add-net``   by its MAC address        a tap or macvtap, whose descriptor goes beside the request
-==============  ===============  ========================  ========================================================
+=================  =================  =======================  =====================================================
+kind               is asked for by    is known in ``vm.info``  stands on
+=================  =================  =======================  =====================================================
+share              ``vm.add-fs``      by its socket            a virtiofsd
+disk               ``vm.add-disk``    by its serial            a file or block device
+vhost-user disk    ``vm.add-disk``    by its serial            a program's socket
+persistent memory  ``vm.add-pmem``    by its file              a file
+host's device      ``vm.add-device``  by its path              a PCI device in sysfs
+network device     ``vm.add-net``     by its MAC address       a tap or macvtap, whose descriptor goes beside the
+                                                               request
+=================  =================  =======================  =====================================================
+
+Files, sockets of programs and devices of the host are a sandbox's once at most (the device manager sees to it), so they
+tell an attach from all others as well as a serial does.
 
 Cloud Hypervisor closes an interface's descriptor when the device is gone, and the one that came, of which that is a
 duplicate, when the removal is asked for.
@@ -19,10 +26,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from common.services.vmm import BlockSpec, NetworkSpec, ShareSpec
+from common.services.vmm import BlockSpec, NetworkSpec, PmemSpec, ShareSpec, VhostUserDiskSpec
 from procs.vmm_manager.drivers import interfaces
 from procs.vmm_manager.drivers.cloud_hypervisor import requests
-from procs.vmm_manager.drivers.sources import is_block_device
+from procs.vmm_manager.drivers.sources import file_size, is_block_device
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -131,6 +138,58 @@ class Disk(Kind):
         await asyncio.to_thread(is_block_device, device.spec.source)
         body = requests.disk(device.spec, device.serial, self._config)
         return await self._api.put("vm.add-disk", {**body, **place})
+
+
+class VhostUserDisk(Kind):
+    """Disks that programs serve. What they answer as a serial is theirs; the configuration has ours."""
+
+    prefix = "vhost-user-disk-"
+    section = "disks"
+    mark = "serial"
+
+    def marked(self, _name: str, device: DeviceRecord) -> str:
+        """See :class:`Kind`."""
+        return device.serial
+
+    async def plug(self, _name: str, device: DeviceRecord, place: Mapping[str, int]) -> Any:  # noqa: ANN401 - JSON
+        """See :class:`Kind`."""
+        assert isinstance(device.spec, VhostUserDiskSpec)
+        body = requests.vhost_user_disk(device.spec.source, device.serial)
+        return await self._api.put("vm.add-disk", {**body, **place})
+
+
+class Pmem(Kind):
+    """Files that a guest maps."""
+
+    prefix = "pmem-"
+    section = "pmem"
+    mark = "file"
+
+    def marked(self, _name: str, device: DeviceRecord) -> str:
+        """See :class:`Kind`."""
+        return device.spec.source
+
+    async def plug(self, _name: str, device: DeviceRecord, place: Mapping[str, int]) -> Any:  # noqa: ANN401 - JSON
+        """See :class:`Kind`."""
+        assert isinstance(device.spec, PmemSpec)
+        file_size(device.spec.source)
+        return await self._api.put("vm.add-pmem", {**requests.pmem(device.spec), **place})
+
+
+class Vfio(Kind):
+    """PCI devices of the host."""
+
+    prefix = "vfio-"
+    section = "devices"
+    mark = "path"
+
+    def marked(self, _name: str, device: DeviceRecord) -> str:
+        """See :class:`Kind`."""
+        return str(requests.host_device(device.spec.source)["path"])
+
+    async def plug(self, _name: str, device: DeviceRecord, place: Mapping[str, int]) -> Any:  # noqa: ANN401 - JSON
+        """See :class:`Kind`."""
+        return await self._api.put("vm.add-device", {**requests.host_device(device.spec.source), **place})
 
 
 class Nic(Kind):

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from common import log
 from common.errors import KataError
-from common.services.vmm import BlockSpec, NetworkSpec, ShareSpec
+from common.services.vmm import BlockSpec, NetworkSpec, PmemSpec, ShareSpec, VfioSpec, VhostUserDiskSpec
 from procs.vmm_manager.drivers.cloud_hypervisor.devices import Devices
 from procs.vmm_manager.drivers.cloud_hypervisor.events import LOST, Event
-from procs.vmm_manager.drivers.cloud_hypervisor.kinds import Disk, Kind, Nic, Share
+from procs.vmm_manager.drivers.cloud_hypervisor.kinds import Disk, Kind, Nic, Pmem, Share, Vfio, VhostUserDisk
 from procs.vmm_manager.drivers.cloud_hypervisor.versions import features_of
 from procs.vmm_manager.drivers.daemons import Daemons
 
@@ -62,6 +62,9 @@ class ClhMachine:
         kinds: dict[type, Kind] = {
             ShareSpec: Share(config, api, Daemons(record, config, process, workers)),
             BlockSpec: Disk(config, api),
+            VhostUserDiskSpec: VhostUserDisk(config, api),
+            PmemSpec: Pmem(config, api),
+            VfioSpec: Vfio(config, api),
             NetworkSpec: Nic(config, api),
         }
         self.devices = Devices(

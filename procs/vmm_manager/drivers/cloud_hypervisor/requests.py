@@ -22,7 +22,7 @@ from procs.vmm_manager.drivers.probe import KERNEL_PARAMETERS
 
 if TYPE_CHECKING:
     from common.config import ClhConfig
-    from common.services.vmm import BlockSpec
+    from common.services.vmm import BlockSpec, PmemSpec
 
 API_SOCKET = "api"
 VSOCK = "vsock"
@@ -92,6 +92,21 @@ def disk(spec: BlockSpec, serial: str, config: ClhConfig) -> dict[str, Any]:
 def share(tag: str, socket: str, config: ClhConfig) -> dict[str, Any]:
     """Return the body of ``vm.add-fs``, without its place."""
     return {"tag": tag, "socket": socket, "num_queues": 1, "queue_size": config.virtio_fs_queue_size}
+
+
+def vhost_user_disk(socket: str, serial: str) -> dict[str, Any]:
+    """Return the body of ``vm.add-disk`` for a disk that a program serves, without its place. It has one queue."""
+    return {"vhost_user": True, "vhost_socket": socket, "serial": serial, "num_queues": 1, "queue_size": _QUEUE_SIZE}
+
+
+def pmem(spec: PmemSpec) -> dict[str, Any]:
+    """Return the body of ``vm.add-pmem``, without its place."""
+    return {"file": spec.source, "discard_writes": spec.is_read_only}
+
+
+def host_device(address: str) -> dict[str, Any]:
+    """Return the body of ``vm.add-device``, without its place."""
+    return {"path": f"/sys/bus/pci/devices/{address}"}
 
 
 def nic(mac: str) -> dict[str, Any]:

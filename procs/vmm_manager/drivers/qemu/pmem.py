@@ -8,13 +8,13 @@ Sources: qapi/qom.json (``memory-backend-file``) and hw/i386/pc.c (``pc_virtio_m
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.errors import NotFoundError, UnsupportedError
+from common.errors import UnsupportedError
 from common.services.vmm import PmemSpec
 from procs.vmm_manager.drivers.qemu import objects
 from procs.vmm_manager.drivers.qemu.backends import Backend
+from procs.vmm_manager.drivers.sources import file_size
 
 if TYPE_CHECKING:
     from common.config import QemuConfig
@@ -47,10 +47,7 @@ class Pmem(Backend):
                 f"the VM has no room for {spec.source} as memory",
                 hint="set default_maxmemory of [hypervisor.qemu] to default_memory and what is to come, in MiB",
             )
-        try:
-            size = Path(spec.source).stat().st_size
-        except FileNotFoundError as err:
-            raise NotFoundError(f"{spec.source} does not exist") from err
+        size = file_size(spec.source)
         backend = {"mem-path": spec.source, "size": size, "share": True, "readonly": spec.is_read_only}
         await objects.add(self._qmp, "memory-backend-file", device_id, **backend)
         return {"driver": "virtio-pmem-pci", "memdev": device_id}
