@@ -56,7 +56,7 @@ class OldWay:
 
 
 async def old_way(stand: FakeStand) -> dict[str, tuple[str, list[str]]]:
-    """Make every attempt; return in which words each was refused, and what was said on the monitor."""
+    """Make every attempt; return in which words each was refused, and what was said on the monitor, but questions."""
     assert isinstance(stand.vmm, Qemu)
     way, outcomes = OldWay(stand.vmm), {}
     for title, attempt in ATTEMPTS.items():
@@ -66,13 +66,13 @@ async def old_way(stand: FakeStand) -> dict[str, tuple[str, list[str]]]:
         await stand.vmm.guest_lets_go(does=False)  # before the next step: it needs time, and we do not wait
         await way.remove("drive-0")
         refusal = await way.add(attempt["name"], attempt["addr"], stand.disk(attempt["file"]))
-        outcomes[title] = (refusal, (await stand.vmm.transcript())[before:])
+        outcomes[title] = (refusal, _without_questions((await stand.vmm.transcript())[before:]))
         await _clean(stand.vmm)
     return outcomes
 
 
 async def our_way(stand: FakeStand) -> list[str]:
-    """Have a disk removed and wanted again at once; return what was said on the monitor, but for mere questions."""
+    """Have a disk removed and wanted again at once; return what was said on the monitor, but questions."""
     await stand.vmm.guest_lets_go(does=True)
     disk = stand.disk("a")
     before = len(await stand.vmm.transcript())
@@ -81,9 +81,13 @@ async def our_way(stand: FakeStand) -> list[str]:
         tasks.create_task(stand.devices.detach(first))
         again = tasks.create_task(stand.devices.attach(spec=disk))
     await stand.devices.detach(again.result())
-    said = (await stand.vmm.transcript())[before:]
-    questions = [number for number, line in enumerate(said) if line.startswith(("-> query-", "-> qom-", "-> human-"))]
-    return [line for number, line in enumerate(said) if not {number, number - 1} & set(questions)]
+    return _without_questions((await stand.vmm.transcript())[before:])
+
+
+def _without_questions(said: list[str]) -> list[str]:
+    """Return what was said, but for mere questions and their answers: the managers look at a VM when they want to."""
+    questions = {number for number, line in enumerate(said) if line.startswith(("-> query-", "-> qom-", "-> human-"))}
+    return [line for number, line in enumerate(said) if not {number, number - 1} & questions]
 
 
 async def left_to_clh(stand: FakeStand) -> list[str]:

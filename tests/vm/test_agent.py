@@ -362,6 +362,7 @@ def test_guest_details(sandbox: GuestSandbox) -> None:
         "mmioblk",
         "nvdimm",
         "ephemeral",
+        "overlayfs",
     ]
     assert details.agent_details.init_daemon
     assert details.mem_block_size_bytes % (1 << 20) == 0
