@@ -184,6 +184,8 @@ class PresentDevices(msgspec.Struct, frozen=True, kw_only=True):
 CREATE_VM = Verb("create_vm", CreateVm, Vm)
 DESCRIBE_VM = Verb("describe_vm", SandboxRef, VmStatus)
 DESTROY_VM = Verb("destroy_vm", SandboxRef, Empty)
+PAUSE_VM = Verb("pause_vm", SandboxRef, Empty)
+RESUME_VM = Verb("resume_vm", SandboxRef, Empty)
 LIST_VMS = Verb("list_vms", Empty, VmList)
 ADD_DEVICE = Verb("add_device", AddDevice, AddedDevice)
 REMOVE_DEVICE = Verb("remove_device", RemoveDevice, Empty)

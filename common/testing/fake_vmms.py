@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
-from qemu.qmp import QMPClient
+from qemu.qmp import QMPClient, QMPError
 
 from common import paths
 from common.config import BlockDriver
@@ -42,8 +43,9 @@ class Qemu(FakeVmm):
         await self._client.connect(f"{paths.vm_dir(vm.sandbox_id)}/{CONTROL_SOCKET}")
 
     async def close(self) -> None:
-        """See :class:`Vmm`."""
-        await self._client.disconnect()
+        """See :class:`Vmm`. One that has ended says so here, which is no news."""
+        with suppress(QMPError, EOFError):
+            await self._client.disconnect()
 
     async def misbehave(self, what: str, how: How, times: int = 1) -> None:
         """See :class:`Vmm`."""

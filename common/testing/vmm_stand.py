@@ -134,6 +134,14 @@ class Manager:
         """Ask for the end of a VM."""
         await self._bus.call(self.service, vmm.DESTROY_VM, _ref(sandbox_id), timeout_s=_TIMEOUT_S)
 
+    async def pause(self, sandbox_id: str) -> None:
+        """Ask for a guest's processors to be stopped."""
+        await self._bus.call(self.service, vmm.PAUSE_VM, _ref(sandbox_id), timeout_s=_TIMEOUT_S)
+
+    async def resume(self, sandbox_id: str) -> None:
+        """Ask for them to go on."""
+        await self._bus.call(self.service, vmm.RESUME_VM, _ref(sandbox_id), timeout_s=_TIMEOUT_S)
+
     async def vms(self) -> tuple[vmm.Vm, ...]:
         """Ask for all VMs."""
         return (await self._bus.call(self.service, vmm.LIST_VMS, Empty(), timeout_s=_TIMEOUT_S)).vms

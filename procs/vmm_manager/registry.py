@@ -20,10 +20,11 @@ from common.linux import cgroup, mounts
 from common.services.vmm import DEVICE_REMOVED, VM_EXITED, DeviceRemoved, VmExited, VmStatus
 from procs.vmm_manager import measures
 from procs.vmm_manager import record as records
+from procs.vmm_manager.drivers import PAUSED, RUNNING
 from procs.vmm_manager.record import VmRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from common.bus.events import Publisher
     from common.services.health import Family
@@ -125,6 +126,23 @@ class Registry:
                 await self._bury(self._machines[sandbox_id], sandbox_id)
             self._epitaphs.pop(sandbox_id, None)
 
+    async def pause(self, sandbox_id: str) -> None:
+        """Stop a guest's processors; one that is paused stays so.
+
+        Everything in it stands still, its agent too, and it lets no device go before it is resumed.
+
+        Raises:
+            NotFoundError: the sandbox has no running VM.
+            HypervisorError, DeadlineError: the hypervisor did not do it.
+        """
+        machine = self._living(sandbox_id)
+        await _bring(machine, PAUSED, machine.pause)
+
+    async def resume(self, sandbox_id: str) -> None:
+        """Let a guest's processors go on; one that runs goes on. Raises as :meth:`pause` does."""
+        machine = self._living(sandbox_id)
+        await _bring(machine, RUNNING, machine.resume)
+
     async def add_device(self, request: AddDevice) -> AddedDevice:
         """Plug a device into a running VM; one attach brings one device, however often it is asked for.
 
@@ -139,6 +157,17 @@ class Registry:
             return await devices.find(request.serial) or await devices.add(request)
         except OSError as err:
             raise HypervisorError(f"cannot plug a device into {request.sandbox_id}: {err}") from err
+
+    def _living(self, sandbox_id: str) -> Machine:
+        """Return a sandbox's VM whose VMM lives: one that has just ended is not yet buried.
+
+        Raises:
+            NotFoundError: it has none.
+        """
+        machine = self.machine(sandbox_id)
+        if not machine.is_running:
+            raise NotFoundError(f"the VM of sandbox {sandbox_id} has ended")
+        return machine
 
     def _lock(self, sandbox_id: str) -> asyncio.Lock:
         """Return the lock of a sandbox, which lives as long as somebody holds it or waits for it."""
@@ -205,6 +234,23 @@ class Registry:
         """Drop what is remembered of sandboxes that the shim's `delete` has removed: nobody can ask for them."""
         for sandbox_id in [name for name in self._epitaphs if not Path(paths.sandbox_dir(name)).is_dir()]:
             del self._epitaphs[sandbox_id]
+
+
+async def _bring(machine: Machine, wanted: str, act: Callable[[], Awaitable[None]]) -> None:
+    """Have a VM in a state, whether or not it is there already; if an answer is lost, the state says what was done.
+
+    Raises:
+        NotFoundError: the VM ended meanwhile.
+        HypervisorError, DeadlineError: it is not in that state.
+    """
+    try:
+        if await machine.runstate() != wanted:
+            await act()
+    except KataError as err:
+        if not machine.is_running:
+            raise NotFoundError(f"the VM of sandbox {machine.vm.sandbox_id} ended meanwhile") from err
+        if await machine.runstate() != wanted:
+            raise
 
 
 async def _status(machine: Machine) -> VmStatus:

@@ -37,6 +37,8 @@ class VmmService:
         self._register(server, vmm.CREATE_VM, self._registry.create)
         self._register(server, vmm.DESCRIBE_VM, self._describe)
         self._register(server, vmm.DESTROY_VM, self._destroy)
+        self._register(server, vmm.PAUSE_VM, self._pause)
+        self._register(server, vmm.RESUME_VM, self._resume)
         self._register(server, vmm.LIST_VMS, self._list)
         self._register(server, vmm.ADD_DEVICE, self._registry.add_device)
         self._register(server, vmm.REMOVE_DEVICE, self._remove_device)
@@ -54,6 +56,14 @@ class VmmService:
 
     async def _destroy(self, request: vmm.SandboxRef) -> Empty:
         await self._registry.destroy(request.sandbox_id)
+        return Empty()
+
+    async def _pause(self, request: vmm.SandboxRef) -> Empty:
+        await self._registry.pause(request.sandbox_id)
+        return Empty()
+
+    async def _resume(self, request: vmm.SandboxRef) -> Empty:
+        await self._registry.resume(request.sandbox_id)
         return Empty()
 
     async def _list(self, _: Empty) -> vmm.VmList:

@@ -89,6 +89,10 @@ class FakeMachine:
     async def runstate(self) -> str:
         return "running"
 
+    async def pause(self) -> None: ...
+
+    async def resume(self) -> None: ...
+
     async def console_tail(self) -> str:
         return f"console of {self.vm.process.pid}"
 

@@ -117,6 +117,9 @@ def script(directory: Path) -> list[tuple[str, dict[str, object]]]:
         file.write_bytes(bytes(1 << 20))
     return [
         ("query-status", {}),
+        ("stop", {}),
+        ("stop", {}),
+        ("query-status", {}),
         ("blockdev-add", disk("n0", files[0])),
         ("blockdev-add", disk("n0", files[1])),
         ("blockdev-add", disk("n1", files[0])),

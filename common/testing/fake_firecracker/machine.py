@@ -66,6 +66,7 @@ class Machine:
     has_pci: bool
     is_jailed: bool
     is_started: bool = False
+    is_paused: bool = False
     drives: dict[str, Drive] = field(default_factory=dict)
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     guest: Guest = field(default_factory=Guest)
@@ -73,7 +74,7 @@ class Machine:
 
     def info(self) -> dict[str, str]:
         """Answer ``GET /``."""
-        state = "Running" if self.is_started else "Not started"
+        state = ("Paused" if self.is_paused else "Running") if self.is_started else "Not started"
         version = ".".join(map(str, self.version))
         return {"id": self.instance_id, "state": state, "vmm_version": version, "app_name": "Firecracker"}
 
@@ -109,6 +110,12 @@ class Machine:
             raise RefusalError("Start microvm error: Could not attach device: MMIO transport error: no GSI is left")
         self.is_started = True
         print("Linux version 6.1 (fake)", flush=True)  # noqa: T201 - the guest's console
+
+    def move(self, _: str, body: dict[str, Any]) -> None:
+        """Stop the guest's processors or let them go on; both may be asked for twice."""
+        if not self.is_started:
+            raise RefusalError(_BEFORE_START)
+        self.is_paused = {"Paused": True, "Resumed": False}[body["state"]]
 
     def put_drive(self, drive_id: str, body: dict[str, Any]) -> None:
         """Add a drive: to the configuration, or to the running VM."""

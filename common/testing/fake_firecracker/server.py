@@ -31,7 +31,8 @@ class _Request(NamedTuple):
         return f"{self.method} /{self.path.split('/')[1]}"
 
     def __str__(self) -> str:
-        return " ".join((self.method, self.path, str(self.body.get("path_on_host", "")))).strip()
+        said = self.body.get("path_on_host", self.body.get("state", ""))
+        return f"{self.method} {self.path} {said}".strip()
 
 
 class Server:
@@ -55,6 +56,7 @@ class Server:
             ("GET", "vm"): lambda _name, _body: machine.config(),
             **{("PUT", name): machine.set for name in ("boot-source", "machine-config", "vsock", "entropy")},
             ("PUT", "actions"): machine.act,
+            ("PATCH", "vm"): machine.move,
             ("PUT", "drives"): machine.put_drive,
             ("PATCH", "drives"): machine.patch_drive,
             ("DELETE", "drives"): machine.delete_drive,

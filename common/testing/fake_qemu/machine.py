@@ -63,16 +63,28 @@ class Machine:
         buses: each bus's kind of controller, by name.
         tell: takes the events.
         lets_go: whether its guest lets devices go by itself.
+        runstate: ``running`` or ``paused``.
     """
 
     buses: dict[str, str]
     tell: Callable[[str, dict[str, Any]], None]
     lets_go: bool = True
+    runstate: str = "running"
     nodes: dict[str, Node] = field(default_factory=dict)
     netdevs: set[str] = field(default_factory=set)
     objects: dict[str, str] = field(default_factory=dict)
     chardevs: dict[str, str] = field(default_factory=dict)
     devices: dict[str, Device] = field(default_factory=dict)
+
+    def status(self, _: dict[str, Any]) -> dict[str, object]:
+        """Answer ``query-status``."""
+        return {"running": self.runstate == "running", "singlestep": False, "status": self.runstate}
+
+    def move(self, runstate: str) -> None:
+        """Stop the guest's processors or let them go on; told only if that changes something."""
+        if runstate != self.runstate:
+            self.runstate = runstate
+            self.tell("RESUME" if runstate == "running" else "STOP", {})
 
     def blockdev_add(self, arguments: dict[str, Any]) -> None:
         """Open a file; it is locked when a device uses it, and not before."""
@@ -206,8 +218,9 @@ class Machine:
         self.tell("DEVICE_DELETED", {"device": name, "path": path})
 
     def leaving(self) -> list[str]:
-        """Return which devices the guest was asked to let go."""
-        return [name for name, device in self.devices.items() if device.is_leaving]
+        """Return which devices the guest lets go now, of those that it was asked for."""
+        willing = self.lets_go and self.runstate == "running"
+        return [name for name, device in self.devices.items() if device.is_leaving and willing]
 
     def peripherals(self, _: dict[str, Any]) -> list[dict[str, str]]:
         """Answer ``qom-list`` of the hot-plugged devices."""

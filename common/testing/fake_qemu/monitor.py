@@ -32,7 +32,9 @@ class Monitor:
         self._transcript: list[str] = []
         self._commands: dict[str, Callable[[dict[str, Any]], Any]] = {
             "qmp_capabilities": lambda _: None,
-            "query-status": lambda _: {"running": True, "singlestep": False, "status": "running"},
+            "query-status": self._machine.status,
+            "stop": lambda _: self._machine.move("paused"),
+            "cont": lambda _: self._resume(),
             "query-chardev": self._machine.list_chardevs,
             "chardev-add": self._machine.chardev_add,
             "chardev-remove": self._machine.chardev_remove,
@@ -111,7 +113,7 @@ class Monitor:
             if "device" in data:
                 self._transcript.append(f"** {event} {data['device']}")
             for writer in self._writers:
-                self._write(writer, {"event": event, "data": data, "timestamp": stamp})
+                self._write(writer, {"event": event, **({"data": data} if data else {}), "timestamp": stamp})
 
     def _write(self, writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:
         if not writer.is_closing():
@@ -127,15 +129,18 @@ class Monitor:
 
     def _guest(self, arguments: dict[str, Any]) -> None:
         self._machine.lets_go = arguments["lets-go"]
-        if self._machine.lets_go:
-            self._let_go()
+        self._let_go()
+
+    def _resume(self) -> None:
+        self._machine.move("running")
+        asyncio.get_running_loop().call_later(GUEST_TAKES_S, self._let_go)
 
     def _device_del(self, arguments: dict[str, Any]) -> None:
         self._machine.device_del(arguments)
         asyncio.get_running_loop().call_later(GUEST_TAKES_S, self._let_go)
 
     def _let_go(self) -> None:
-        for name in self._machine.leaving() if self._machine.lets_go else ():
+        for name in self._machine.leaving():
             self._machine.let_go(name)
 
     def _qom_list(self, arguments: dict[str, Any]) -> list[dict[str, str]]:

@@ -26,6 +26,9 @@ DRIVERS = {
 }
 """Where the driver of each hypervisor is, by the name of its section in the configuration; a manager imports one."""
 
+RUNNING, PAUSED = "running", "paused"
+"""A machine's runstate while its guest's processors run, and while they are stopped (:meth:`Machine.runstate`)."""
+
 TAIL_SIZE = 4096
 """Bytes of a log or console that are shown to people."""
 
@@ -77,7 +80,13 @@ class Machine(Protocol):
         """What the VMM counts of itself, by group and name; nothing if it does not."""
 
     async def runstate(self) -> str:
-        """Return the hypervisor's word for the VM's state, for example ``running``."""
+        """Return the hypervisor's word for the VM's state: :data:`RUNNING`, :data:`PAUSED` or another."""
+
+    async def pause(self) -> None:
+        """Have a running guest's processors stopped; nothing in it goes on, and it lets no device go."""
+
+    async def resume(self) -> None:
+        """Have a paused guest's processors go on."""
 
     async def console_tail(self) -> str:
         """Return the last of what the guest printed, made safe to show; also after the VM's end."""

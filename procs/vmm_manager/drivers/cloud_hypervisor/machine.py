@@ -105,6 +105,14 @@ class ClhMachine:
         """Return Cloud Hypervisor's word for the VM's state, in small letters."""
         return str((await self._api.get("vm.info"))["state"]).lower()
 
+    async def pause(self) -> None:
+        """Stop the guest's processors."""
+        await self._api.put("vm.pause")
+
+    async def resume(self) -> None:
+        """Let them go on."""
+        await self._api.put("vm.resume")
+
     async def console_tail(self) -> str:
         """Return the last of what the guest printed."""
         return self._console.tail()

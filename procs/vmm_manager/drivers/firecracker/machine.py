@@ -81,6 +81,14 @@ class FirecrackerMachine:
         """Return Firecracker's state: ``running`` or ``paused``."""
         return str((await self._api.get("/"))["state"]).lower()
 
+    async def pause(self) -> None:
+        """Stop the guest's processors (``PATCH /vm``; ``VmState`` of src/firecracker/swagger/firecracker.yaml)."""
+        await self._api.patch("/vm", {"state": "Paused"})
+
+    async def resume(self) -> None:
+        """Let them go on."""
+        await self._api.patch("/vm", {"state": "Resumed"})
+
     async def console_tail(self) -> str:
         """Return the last of what the guest printed."""
         return self._console.tail()

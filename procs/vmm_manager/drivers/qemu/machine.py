@@ -94,6 +94,14 @@ class QemuMachine:
         """Return QEMU's run state."""
         return str((await self._qmp.execute("query-status"))["status"])
 
+    async def pause(self) -> None:
+        """Stop the guest's processors."""
+        await self._qmp.execute("stop")
+
+    async def resume(self) -> None:
+        """Let them go on."""
+        await self._qmp.execute("cont")
+
     async def console_tail(self) -> str:
         """Return the last of what the guest printed."""
         return await self._console.tail()
