@@ -79,26 +79,16 @@ class VirtioFsSection(HypervisorSection, frozen=True, kw_only=True):
         return True
 
 
-class QemuConfig(VirtioFsSection, frozen=True, kw_only=True, tag="qemu"):
-    """``[hypervisor.qemu]``.
+class GrowingSection(VirtioFsSection, frozen=True, kw_only=True):
+    """What the section of a hypervisor has whose VMs can have processors and memory after their boot.
 
     A maximum of 0 is what the VM boots with, and not what the host has as upstream has it
     (docs/adr/0028-processors-and-memory-are-devices.md).
     """
 
-    path: str = "/usr/bin/qemu-system-x86_64"
-    machine_type: str = "q35"
-    default_bridges: int = 1
-    pcie_root_port: int = 0
     default_maxvcpus: int = 0
     default_maxmemory: int = 0
     memory_slots: int = 10
-    block_device_aio: BlockAio = BlockAio.IO_URING
-    block_device_cache_set: bool = False
-    block_device_cache_direct: bool = False
-    block_device_cache_noflush: bool = False
-    seccompsandbox: str = ""
-    extra_monitor_socket: ExtraMonitor = ExtraMonitor.NONE
 
     @property
     def max_vcpus(self) -> int:
@@ -117,10 +107,29 @@ class QemuConfig(VirtioFsSection, frozen=True, kw_only=True, tag="qemu"):
         return self.memory_slots > 0 and self.max_memory > self.default_memory
 
 
-class ClhConfig(VirtioFsSection, frozen=True, kw_only=True, tag="clh"):
-    """``[hypervisor.clh]``: Cloud Hypervisor. ``hypervisor_loglevel`` is how often ``-v`` is given, at most 3."""
+class QemuConfig(GrowingSection, frozen=True, kw_only=True, tag="qemu"):
+    """``[hypervisor.qemu]``."""
+
+    path: str = "/usr/bin/qemu-system-x86_64"
+    machine_type: str = "q35"
+    default_bridges: int = 1
+    pcie_root_port: int = 0
+    block_device_aio: BlockAio = BlockAio.IO_URING
+    block_device_cache_set: bool = False
+    block_device_cache_direct: bool = False
+    block_device_cache_noflush: bool = False
+    seccompsandbox: str = ""
+    extra_monitor_socket: ExtraMonitor = ExtraMonitor.NONE
+
+
+class ClhConfig(GrowingSection, frozen=True, kw_only=True, tag="clh"):
+    """``[hypervisor.clh]``: Cloud Hypervisor. ``hypervisor_loglevel`` is how often ``-v`` is given, at most 3.
+
+    With ``enable_virtio_mem`` memory that came after the boot can go again; without, it comes by ACPI and stays.
+    """
 
     path: str = "/usr/bin/cloud-hypervisor"
+    enable_virtio_mem: bool = False
     virtio_fs_queue_size: int = 1024
     block_device_cache_set: bool = False
     block_device_cache_direct: bool = False

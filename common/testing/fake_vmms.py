@@ -139,6 +139,11 @@ class CloudHypervisor(_Lines):
         """Have half a record on the event stream, as if it had been full."""
         await self.ask("garble")
 
+    async def totals(self) -> tuple[int, int]:
+        """Return how many processors the VM has, and how much memory, in MiB."""
+        vcpus, memory = await self.ask("totals")
+        return vcpus, memory >> 20
+
     async def tell(self, source: str, name: str) -> None:
         """Have an event told."""
         await self.ask("tell", source=source, name=name)

@@ -48,6 +48,8 @@ _BUSES = {
     ("qemu", vmm.BusKind.CPU): "cpus",
     ("qemu", vmm.BusKind.MEMORY): "memory",
     ("clh", vmm.BusKind.PCI): "segment0",
+    ("clh", vmm.BusKind.CPU): "cpus",
+    ("clh", vmm.BusKind.MEMORY): "memory",
     ("firecracker", vmm.BusKind.PCI): "pci",
     ("firecracker", vmm.BusKind.MMIO): "placeholders",
     ("firecracker", vmm.BusKind.MMIO_READ_ONLY): "read-only-placeholders",

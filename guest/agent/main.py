@@ -42,6 +42,8 @@ def main() -> None:
     services = {HEALTH_SERVICE: health.METHODS, AGENT_SERVICE: service.methods(reactor, uevents, streams)}
     router = Router(services, {AGENT_SERVICE: rare_methods})
     _serve_port(reactor, uevents, found, router)
+    if system.has_virtio_device(system.VIRTIO_MEM):
+        modules.load("mem")
     if system.has_virtio_device(system.VIRTIO_VSOCK):
         from guest.agent import vsock
 

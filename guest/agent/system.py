@@ -17,8 +17,8 @@ _VIRTIO_DEVICES = "/sys/bus/virtio/devices"
 _PLATFORM_DEVICES = "/sys/bus/platform/devices"
 _VIRTIO_MMIO = "LNRO0005"
 """The ACPI name of a virtio device without a bus (drivers/virtio/virtio_mmio.c)."""
-VIRTIO_VSOCK = 19
-"""Device id of a virtio socket (virtio 1.2, section 5)."""
+VIRTIO_VSOCK, VIRTIO_MEM = 19, 24
+"""Device ids of a virtio socket and of a memory device (virtio 1.2, section 5)."""
 
 _RESTRICTED = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
 

@@ -30,6 +30,7 @@ _MODULES_ON_DEMAND = {
     "blk": ("virtio_blk",),
     "scsi": ("virtio_scsi", "sd_mod"),
     "erofs": ("erofs",),
+    "mem": ("virtio_mem",),
     "mmio": ("virtio_mmio",),
     "net": ("virtio_net",),
     "overlay": ("overlay",),

@@ -36,6 +36,7 @@ class DeviceRecord(msgspec.Struct, kw_only=True):
         storage_options: what callers are told of it, see :class:`common.services.vmm.AddedDevice`.
         daemon: the process that serves it; None until it is started.
         hypervisor_id: what the hypervisor calls it, if that is the hypervisor's choice; empty until it has answered.
+        is_leaving: whether its removal was asked for, of a device that the hypervisor itself does not tell from others.
     """
 
     bus: str
@@ -46,6 +47,7 @@ class DeviceRecord(msgspec.Struct, kw_only=True):
     storage_options: str = ""
     daemon: ProcessIdentity | None = None
     hypervisor_id: str = ""
+    is_leaving: bool = False
 
 
 class VmRecord(msgspec.Struct, kw_only=True):

@@ -1,6 +1,7 @@
 """A Cloud Hypervisor without a guest, as a process: it answers as version 53.0 does and misbehaves on demand.
 
-``machine`` is what the VM has and when it refuses, in Cloud Hypervisor's own words; ``server`` speaks HTTP and carries
+``machine`` is what the VM has and when it refuses, in Cloud Hypervisor's own words, ``totals`` its processors and
+memory; ``server`` speaks HTTP and carries
 the demands; ``__main__`` is started with Cloud Hypervisor's command line, by the VM manager if the configuration's
 ``path`` says so. What a real one answered is in docs/hypervisors/cloud-hypervisor.md.
 
@@ -16,5 +17,6 @@ print           ``text``: what the guest prints on its serial port
 garble          write half a record on the event stream, as a stream that was full does
 transcript      everything that was asked, answered and told so far
 has             the devices' ids, and the files that are open
+totals          how many processors there are, and how much memory, in bytes
 ==============  =======================================================================================================
 """

@@ -19,6 +19,8 @@ from fcntl import ioctl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.testing.fake_cloud_hypervisor.totals import RefusalError, Totals
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -38,20 +40,6 @@ _IFREQ_SIZE = 40
 """<linux/if_tun.h>, <linux/if.h>"""
 
 _BOOT_DEVICES = ("__rng", "_vsock0")
-
-
-class RefusalError(Exception):
-    """An answer that is an error.
-
-    Attributes:
-        status: of HTTP.
-        reasons: from the outermost to the root cause.
-    """
-
-    def __init__(self, status: int, *reasons: str) -> None:
-        super().__init__(*reasons)
-        self.status = status
-        self.reasons = list(reasons)
 
 
 @dataclass
@@ -75,6 +63,7 @@ class Machine:
         orphans: names in the tree that lead nowhere.
         locked: the files that are open, each with whether it is written.
         busy: the device manager's lock.
+        totals: processors and memory, once it has booted.
     """
 
     version: str
@@ -88,6 +77,7 @@ class Machine:
     orphans: set[str] = field(default_factory=set)
     locked: list[tuple[str, bool]] = field(default_factory=list)
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+    totals: Totals | None = None
     _next_name: int = 0
 
     def create(self, body: dict[str, Any]) -> None:
@@ -102,6 +92,7 @@ class Machine:
             raise RefusalError(404, "Error from API", "The VM could not boot", "VM is not created")
         self.tell("vm", "booting", None)
         self._next_name = len(_BOOT_DEVICES) - 1
+        self.totals = Totals(self.config)
         for slot, name in enumerate(_BOOT_DEVICES, start=1):
             self.devices[name] = Device(slot)
         self.state = "Running"
@@ -121,8 +112,17 @@ class Machine:
         """Answer ``vm.info``: the configuration shows a removal that was asked for, the tree one that happened."""
         if not self.state:
             raise RefusalError(404, "Error from API", "The VM info is not available", "VM is not created")
-        told = {"config": self.config, "state": self.state, "memory_actual_size": self.config["memory"]["size"]}
+        memory = self.totals.memory if self.totals else self.config["memory"]["size"]
+        told = {"config": self.config, "state": self.state, "memory_actual_size": memory}
         return told if self.state == "Created" else {**told, "device_tree": self._tree()}
+
+    def resize(self, body: dict[str, Any]) -> None:
+        """Take new totals, of which the guest is told."""
+        self.tell("vm", "resizing", None)
+        if self.totals is None:
+            raise RefusalError(404, "Error from API", "The VM could not be resized", "VM is not created")
+        self.totals.resize(body)
+        self.tell("vm", "resized", None)
 
     def add(self, kind: str, body: dict[str, Any]) -> dict[str, str]:
         """Plug a device: ``disk``, ``fs``, ``pmem`` or ``net``, whose descriptors are ``fds`` of its body."""

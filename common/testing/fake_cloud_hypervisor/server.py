@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from common.testing.demands import Demands, How
 from common.testing.fake_cloud_hypervisor.connection import Connection
-from common.testing.fake_cloud_hypervisor.machine import Machine, RefusalError
+from common.testing.fake_cloud_hypervisor.machine import Machine
+from common.testing.fake_cloud_hypervisor.totals import BUSY, RefusalError
 
 if TYPE_CHECKING:
     import socket
@@ -28,13 +29,14 @@ GUEST_TAKES_S = 0.02
 _MAX_BODY = 51200
 _MAX_CONNECTIONS = 10
 _QUESTIONS = frozenset({"vm.info", "vm.counters", "vmm.ping"})
-_BUSY = ["Error from API", "The VM could not be resized", "Error from CPU manager", "Still pending removed vCPU"]
 _UNDONE: dict[How | None, tuple[int, list[str]]] = {
     How.REFUSED: (500, ["Error from API", "demanded"]),
-    How.BUSY: (429, _BUSY),
+    How.BUSY: (429, [*BUSY]),
 }
 """What is answered without anything being done."""
-_NEED_BODY = frozenset({"vm.create", "vm.add-disk", "vm.add-fs", "vm.add-net", "vm.add-pmem", "vm.remove-device"})
+_NEED_BODY = frozenset(
+    {"vm.create", "vm.add-disk", "vm.add-fs", "vm.add-net", "vm.add-pmem", "vm.remove-device", "vm.resize"}
+)
 
 
 class Server:
@@ -69,6 +71,7 @@ class Server:
             "vm.boot": lambda _: self._machine.boot(),
             "vm.pause": lambda _: self._machine.pause(),
             "vm.resume": lambda _: self._resume(),
+            "vm.resize": self._resize,
             "vm.add-disk": lambda body: self._machine.add("disk", body),
             "vm.add-fs": lambda body: self._machine.add("fs", body),
             "vm.add-pmem": lambda body: self._machine.add("pmem", body),
@@ -85,6 +88,7 @@ class Server:
             "print": self._print,
             "transcript": self._get_transcript,
             "has": self._get_has,
+            "totals": self._get_totals,
         }
 
     async def serve(self, listener: socket.socket) -> None:
@@ -176,6 +180,10 @@ class Server:
         self._machine.remove(name)
         self._let_go()
 
+    def _resize(self, body: dict[str, Any]) -> None:
+        self._machine.resize(body)
+        self._let_go()
+
     def _resume(self) -> None:
         self._machine.resume()
         self._let_go()
@@ -186,6 +194,8 @@ class Server:
 
     def _let_go_now(self) -> None:
         if self._machine.lets_go and self._machine.state == "Running":
+            if self._machine.totals is not None:
+                self._machine.totals.follow()
             for name in sorted(self._machine.leaving):
                 task = asyncio.get_running_loop().create_task(self._machine.let_go(name))
                 self._guest.add(task)
@@ -199,6 +209,10 @@ class Server:
 
     async def _get_has(self) -> tuple[list[str], list[str]]:
         return self._machine.has()
+
+    async def _get_totals(self) -> tuple[int, int]:
+        assert self._machine.totals is not None
+        return self._machine.totals.vcpus, self._machine.totals.memory
 
     async def _release(self) -> None:
         held, self._held = self._held, []
@@ -241,6 +255,8 @@ def _said(text: bytes | str) -> str:
     if not isinstance(body, dict):
         return ""
     parts = (
+        body.get("desired_vcpus"),
+        body.get("desired_ram"),
         body.get("id"),
         Path(str(body.get("path") or "")).name,
         body.get("tag"),

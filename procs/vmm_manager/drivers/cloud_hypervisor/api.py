@@ -87,8 +87,11 @@ class Api:
         *,
         fds: Sequence[int] = (),
         timeout_s: float = TIMEOUT_S,
+        is_patient: bool = True,
     ) -> Any:  # noqa: ANN401 - the same
         """Have something done, for example ``vm.boot``, with these descriptors, and return what is answered.
+
+        Who is not patient takes the first "busy" for an answer.
 
         Raises:
             NotFoundError, ExhaustedError, AlreadyExistsError, StateError, HypervisorError: it was refused; the cause of
@@ -96,7 +99,7 @@ class Api:
             UnavailableError: it was not done, and may be asked again.
             DeadlineError, HypervisorError: there was no answer; what was done must be asked.
         """
-        return await self._request("PUT", what, body, timeout_s, fds)
+        return await self._request("PUT", what, body, timeout_s, fds, _PAUSES_S if is_patient else ())
 
     async def ping(self, *, timeout_s: float) -> str:
         """Wait until it answers; return its version. Raises as :meth:`put` does."""
@@ -114,9 +117,15 @@ class Api:
         await self.get("vm.counters")
 
     async def _request(
-        self, method: str, what: str, body: Mapping[str, Any] | None, timeout_s: float, fds: Sequence[int] = ()
+        self,
+        method: str,
+        what: str,
+        body: Mapping[str, Any] | None,
+        timeout_s: float,
+        fds: Sequence[int] = (),
+        pauses_s: Sequence[float] = _PAUSES_S,
     ) -> Any:  # noqa: ANN401
-        answer = await self._answer(method, f"/api/v1/{what}", body, timeout_s, fds)
+        answer = await self._answer(method, f"/api/v1/{what}", body, timeout_s, fds, pauses_s)
         said = decoded(answer)
         if 200 <= answer.status < 300:
             return said
@@ -124,13 +133,19 @@ class Api:
         raise meaning from RefusalError(meaning)
 
     async def _answer(
-        self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float, fds: Sequence[int]
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        timeout_s: float,
+        fds: Sequence[int],
+        pauses_s: Sequence[float],
     ) -> Answer:
         """Return an answer other than "busy", or the last one that there was time for."""
         clock = asyncio.get_running_loop().time
         end = clock() + timeout_s
         answer = await self._http.request(method, path, body, timeout_s=timeout_s, fds=fds)
-        for pause_s in chain(_PAUSES_S, repeat(_PAUSES_S[-1])):
+        for pause_s in chain(pauses_s, *map(repeat, pauses_s[-1:])):
             if answer.status not in _BUSY:
                 break
             await asyncio.sleep(pause_s)

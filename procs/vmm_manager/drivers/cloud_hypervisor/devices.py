@@ -24,14 +24,14 @@ from procs.vmm_manager.drivers.cloud_hypervisor.api import is_refusal
 from procs.vmm_manager.drivers.cloud_hypervisor.topology import pci_path, pci_slot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
-    from common.services.vmm import AddDevice, HotplugBus
+    from common.services.vmm import AddDevice, DeviceSpec, HotplugBus
     from procs.vmm_manager.drivers.cloud_hypervisor.api import Api
     from procs.vmm_manager.drivers.cloud_hypervisor.kinds import Kind
     from procs.vmm_manager.drivers.cloud_hypervisor.versions import Features
     from procs.vmm_manager.drivers.spawn import Process
-    from procs.vmm_manager.record import VmRecord
+    from procs.vmm_manager.record import DeviceRecord, VmRecord
 
 
 class Devices:
@@ -66,11 +66,15 @@ class Devices:
         self._on_removed = on_removed
         self._lock = asyncio.Lock()
 
+    def takes(self, spec: DeviceSpec) -> bool:
+        """Return whether a device with this description is one of those here."""
+        return type(spec) in self._kinds
+
     async def find(self, serial: str) -> AddedDevice | None:
         """Return the device of an attach, if Cloud Hypervisor has it."""
         async with self._lock:
             name = self._record.name_of(serial)
-            if name is None:
+            if name is None or not self.takes(self._record.devices[name].spec):
                 return None
             info = await self._api.get("vm.info")
             found = self._found(info, name)
@@ -124,7 +128,7 @@ class Devices:
                 serial=device.serial,
                 spec=device.spec,
             )
-            for device in self._record.devices.values()
+            for _, device in self._own()
             if device.hypervisor_id
         ]
 
@@ -132,14 +136,14 @@ class Devices:
         """Finish what was left half-done, and notice what was removed, while nobody listened."""
         async with self._lock:
             info = await self._api.get("vm.info")
-            for name, device in list(self._record.devices.items()):
+            for name, device in list(self._own()):
                 device.hypervisor_id = device.hypervisor_id or self._found(info, name)
                 if device.hypervisor_id not in _tree_of(info):
                     await self._forget(name)
 
     def adopt(self) -> None:
         """Go on with what an earlier manager started for its devices."""
-        for name in self._record.devices:
+        for name, _ in self._own():
             self._kind(name).adopt(name)
 
     async def forget(self, hypervisor_id: str) -> None:
@@ -148,6 +152,9 @@ class Devices:
             name = self._name_of(hypervisor_id)
             if name is not None:
                 await self._forget(name)
+
+    def _own(self) -> Iterator[tuple[str, DeviceRecord]]:
+        return ((name, device) for name, device in self._record.devices.items() if self.takes(device.spec))
 
     async def _plug(self, name: str, slot: int) -> AddedDevice:
         place = {"pci_device_id": slot} if self._features.is_slot_ours else {}
@@ -231,7 +238,7 @@ class Devices:
         return next((hypervisor_id for hypervisor_id in ids if hypervisor_id not in others), "")
 
     def _name_of(self, hypervisor_id: str) -> str | None:
-        names = (name for name, device in self._record.devices.items() if device.hypervisor_id == hypervisor_id)
+        names = (name for name, device in self._own() if device.hypervisor_id == hypervisor_id)
         return next(names, None)
 
 

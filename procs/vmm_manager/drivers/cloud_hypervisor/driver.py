@@ -12,7 +12,17 @@ from common.config import ClhConfig
 from common.errors import HypervisorError, KataError, UnsupportedError
 from common.linux import cgroup
 from common.services.channel import HybridVsock
-from common.services.vmm import BlockSpec, NetworkSpec, PmemSpec, ShareSpec, VfioSpec, VhostUserDiskSpec, Vm
+from common.services.vmm import (
+    BlockSpec,
+    CpuSpec,
+    MemorySpec,
+    NetworkSpec,
+    PmemSpec,
+    ShareSpec,
+    VfioSpec,
+    VhostUserDiskSpec,
+    Vm,
+)
 from procs.vmm_manager.drivers import Capabilities
 from procs.vmm_manager.drivers.cloud_hypervisor import requests, topology
 from procs.vmm_manager.drivers.cloud_hypervisor.api import Api, is_refusal
@@ -41,7 +51,18 @@ class ClhDriver:
     """Makes :class:`ClhMachine`; see :class:`procs.vmm_manager.drivers.Driver`."""
 
     name = "clh"
-    capabilities = Capabilities(devices=(ShareSpec, BlockSpec, VhostUserDiskSpec, PmemSpec, VfioSpec, NetworkSpec))
+    capabilities = Capabilities(
+        devices=(
+            ShareSpec,
+            BlockSpec,
+            VhostUserDiskSpec,
+            PmemSpec,
+            VfioSpec,
+            NetworkSpec,
+            CpuSpec,
+            MemorySpec,
+        )
+    )
 
     def __init__(self) -> None:
         self._probe = Probe(requests.probe_argv)
@@ -130,7 +151,7 @@ async def _boot(record: VmRecord, config: ClhConfig, api: Api, process: Process)
         process=process.identity,
         channel=HybridVsock(socket=f"{directory}/{requests.VSOCK}"),
         console_log=f"{directory}/{CONSOLE_LOG}",
-        hotplug_buses=(topology.bus_after_boot(info["device_tree"]),),
+        hotplug_buses=(topology.bus_after_boot(info["device_tree"]), *topology.part_buses(config)),
         device_manager=record.device_manager,
     )
 

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 
 from common import log
 from common.errors import KataError
-from common.services.vmm import BlockSpec, NetworkSpec, PmemSpec, ShareSpec, VfioSpec, VhostUserDiskSpec
+from common.services.vmm import BlockSpec, BusKind, NetworkSpec, PmemSpec, ShareSpec, VfioSpec, VhostUserDiskSpec
 from procs.vmm_manager.drivers.cloud_hypervisor.devices import Devices
 from procs.vmm_manager.drivers.cloud_hypervisor.events import LOST, Event
+from procs.vmm_manager.drivers.cloud_hypervisor.inventory import Inventory
 from procs.vmm_manager.drivers.cloud_hypervisor.kinds import Disk, Kind, Nic, Pmem, Share, Vfio, VhostUserDisk
+from procs.vmm_manager.drivers.cloud_hypervisor.parts import Cpus, Memory, Parts
 from procs.vmm_manager.drivers.cloud_hypervisor.versions import features_of
 from procs.vmm_manager.drivers.daemons import Daemons
 
@@ -67,14 +69,11 @@ class ClhMachine:
             VfioSpec: Vfio(config, api),
             NetworkSpec: Nic(config, api),
         }
-        self.devices = Devices(
-            record,
-            vm.hotplug_buses[0],
-            kinds,
-            features_of(vm.version),
-            api,
-            process,
-            on_removed,
+        pci = next(bus for bus in vm.hotplug_buses if bus.kind is BusKind.PCI)
+        totals = (Cpus(config, api), Memory(config, api))
+        self.devices = Inventory(
+            Devices(record, pci, kinds, features_of(vm.version), api, process, on_removed),
+            Parts(record, vm.hotplug_buses, totals, api, process, workers, on_removed),
         )
 
     @property

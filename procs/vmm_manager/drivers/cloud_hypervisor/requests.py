@@ -7,7 +7,8 @@ Decisions that are visible here:
   and a raw one's first sector is then not written; the console would be our standard output.
 - *Console.* The guest's serial port is Cloud Hypervisor's standard output, a FIFO that never blocks (``output``).
 - *Sockets and files* of the VM are named relative to its directory: a Unix socket's path holds 107 bytes (unix(7)).
-- *RAM* is shared, since virtiofsd maps the guest's pages.
+- *RAM* is shared, since virtiofsd maps the guest's pages. What may come later is in whole blocks of 128 MiB, as guests
+  take it, from an address that is such a multiple.
 - *No id* is ever sent.
 
 Source: ``vmm/src/vm_config.rs`` and ``cloud-hypervisor/src/main.rs`` of v51.1 and v53.0.
@@ -31,6 +32,8 @@ GUEST_CID = 3
 
 _QUEUE_SIZE = 1024
 _NIC_QUEUE_SIZE = 256
+_MEMORY_BLOCK_MIB = 128
+"""``MIN_MEMORY_BLOCK_SIZE`` of Linux; ``VIRTIO_MEM_ALIGN_SIZE`` in virtio-devices/src/mem.rs"""
 
 
 def argv(config: ClhConfig, *, api_fd: int, events_fd: int) -> list[str]:
@@ -63,8 +66,8 @@ def vm_config(config: ClhConfig) -> dict[str, Any]:
     """Return the body of ``vm.create``."""
     extra = f"debug {config.kernel_params}".strip() if config.enable_debug else config.kernel_params
     return {
-        "cpus": {"boot_vcpus": config.default_vcpus, "max_vcpus": config.default_vcpus},
-        "memory": {"size": config.default_memory << 20, "shared": True},
+        "cpus": {"boot_vcpus": config.default_vcpus, "max_vcpus": config.max_vcpus},
+        "memory": {"size": config.default_memory << 20, "shared": True, **_growth(config)},
         "payload": {
             "kernel": config.kernel,
             "initramfs": config.initrd,
@@ -74,6 +77,16 @@ def vm_config(config: ClhConfig) -> dict[str, Any]:
         "console": {"mode": "Off"},
         "serial": {"mode": "Tty"},
     }
+
+
+def _growth(config: ClhConfig) -> dict[str, Any]:
+    """Return the part of ``vm.create`` about memory that may come later."""
+    if not config.may_grow:
+        return {}
+    method = "VirtioMem" if config.enable_virtio_mem else "Acpi"
+    blocks = -(-(config.max_memory - config.default_memory) // _MEMORY_BLOCK_MIB)
+    is_aligned = config.default_memory % _MEMORY_BLOCK_MIB == 0
+    return {"hotplug_method": method, "hotplug_size": (blocks + (not is_aligned)) * _MEMORY_BLOCK_MIB << 20}
 
 
 def disk(spec: BlockSpec, serial: str, config: ClhConfig) -> dict[str, Any]:

@@ -17,10 +17,14 @@ from common.errors import HypervisorError, UsageError
 from common.services.vmm import BusKind, HotplugBus
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+    from common.config import ClhConfig
 
 SEGMENT = "segment0"
 _SLOTS = 32
+_ACPI_MODULES = 8
+"""``HOTPLUG_COUNT`` in vmm/src/memory_manager.rs"""
 _BDF = re.compile(r"0000:00:([0-9a-f]{2})\.0")
 """Segment, bus, device, function: of the first segment's only bus."""
 
@@ -29,6 +33,15 @@ def bus_after_boot(device_tree: Mapping[str, Any]) -> HotplugBus:
     """Return what is left for hotplug, in a tree as ``vm.info`` has it."""
     taken = [slot_of(node["pci_bdf"]) for node in device_tree.values() if node.get("pci_bdf")]
     return HotplugBus(name=SEGMENT, kind=BusKind.PCI, slots=_SLOTS - 1 - max(taken, default=0))
+
+
+def part_buses(config: ClhConfig) -> Iterator[HotplugBus]:
+    """Yield the buses, which are none, of processors and memory beyond what the VM boots with."""
+    if config.max_vcpus > config.default_vcpus:
+        yield HotplugBus(name="cpus", kind=BusKind.CPU, slots=config.max_vcpus - config.default_vcpus)
+    if config.may_grow:
+        slots = config.memory_slots if config.enable_virtio_mem else min(config.memory_slots, _ACPI_MODULES)
+        yield HotplugBus(name="memory", kind=BusKind.MEMORY, slots=slots)
 
 
 def pci_slot(bus: HotplugBus, name: str, slot: int) -> int:
