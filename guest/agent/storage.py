@@ -43,6 +43,8 @@ BIND = "bind"
 """The type of a storage that is not a file system (upstream's shim names it so)."""
 
 _DEVICE_TIMEOUT_S = 10
+_READ_AHEAD_KIB = "1024"
+"""What one FUSE request can carry (FUSE_MAX_MAX_PAGES, fs/fuse/fuse_i.h); the kernel's own choice is an eighth."""
 
 _NOT_YET = {"virtio-fs": errno.EINVAL, **dict.fromkeys(("blk", "scsi", "mmioblk", "nvdimm"), errno.ENXIO)}
 """What mount(2) and open(2) say of a device that is not complete: virtio_fs_get_tree (fs/fuse/virtio_fs.c) of a tag
@@ -69,6 +71,9 @@ class Driver:
         """
         raise NotImplementedError
 
+    def tune(self, mount_point: str) -> None:
+        """Set what the mounted file system does not set by itself."""
+
     def let_go(self, source: str, storage: Storage) -> None:
         """Give the device up, as far as the host cannot ask for that."""
 
@@ -85,6 +90,11 @@ class VirtioFs(Driver):
     def source(self, storage: Storage) -> str | None:
         """Return the tag."""
         return storage.source
+
+    def tune(self, mount_point: str) -> None:
+        """Read ahead as much as one request can carry: each request goes to the host and back."""
+        device = posix.stat(mount_point).st_dev
+        write_text(f"/sys/class/bdi/{posix.major(device)}:{posix.minor(device)}/read_ahead_kb", _READ_AHEAD_KIB)
 
 
 class Blk(Driver):
@@ -262,7 +272,7 @@ class Storages:
 
         def attempt() -> None:
             source = driver.source(storage)
-            error = None if source is None else _try_mount(source, storage)
+            error = None if source is None else _try_mount(driver, source, storage)
             if source is None or error is None:
                 return
             timer.cancel()
@@ -321,7 +331,7 @@ def _make_mount_point(storage: Storage) -> None:
         make_directories(storage.mount_point)
 
 
-def _try_mount(source: str, storage: Storage) -> str | None:
+def _try_mount(driver: Driver, source: str, storage: Storage) -> str | None:
     """Return an empty text if it is mounted, an error if it cannot be, or None if its device is not there."""
     flags, data = parse_options(storage.options)
     try:
@@ -329,6 +339,7 @@ def _try_mount(source: str, storage: Storage) -> str | None:
             flags |= MS_BIND
             posix.close(posix.open(source, posix.O_RDONLY | posix.O_CLOEXEC))  # fails until the disk is complete
         kernel.mount(source, storage.mount_point, storage.fstype, flags, data)
+        driver.tune(storage.mount_point)
     except OSError as err:
         if err.errno == _NOT_YET.get(storage.driver):
             return None

@@ -57,6 +57,11 @@ def test_a_missing_program_is_named(stack: Stack, runtime: str) -> None:
     assert b"no such file or directory" in result.stderr.lower()
 
 
+def test_much_is_read_ahead_from_a_share(stack: Stack) -> None:
+    script = "device=$(awk '$5 == \"/\" {print $3}' /proc/self/mountinfo); cat /sys/class/bdi/$device/read_ahead_kb"
+    assert run(stack, script).stdout == b"1024\n"
+
+
 def test_what_the_container_writes_is_in_its_snapshot(stack: Stack, runtime: str) -> None:
     name = new_name()
     stack.ctr("run", "--runtime", runtime, IMAGE, name, "sh", "-c", "echo kept > /root/file", check=True)
