@@ -28,6 +28,9 @@ MAX_ROOT_PORTS = 16
 MAX_PLACEHOLDERS = 15
 """Firecracker has interrupts for 17 devices on x86 (1.15 and later; before, 18); vsock and entropy take two."""
 
+MAX_SEGMENTS = 96
+"""``MAX_NUM_PCI_SEGMENTS`` (vmm/src/vm_config.rs of Cloud Hypervisor)."""
+
 _MAX_LOGLEVEL = 3
 
 
@@ -94,6 +97,8 @@ def _clh(section: ClhConfig) -> Iterator[Problem]:
         yield Problem("block_device_driver", "is not supported", f'set it to "{BlockDriver.VIRTIO_BLK}"')
     if not 0 <= section.hypervisor_loglevel <= _MAX_LOGLEVEL:
         yield Problem("hypervisor_loglevel", "is not possible", f"0 to {_MAX_LOGLEVEL}")
+    if not 1 <= section.default_bridges <= MAX_SEGMENTS:
+        yield Problem("default_bridges", "is not possible", f"1 to {MAX_SEGMENTS} PCI segments, each with 31 slots")
     size = section.virtio_fs_queue_size
     if not 0 < size <= 1024 or size & (size - 1):
         yield Problem("virtio_fs_queue_size", "is not possible", "a power of two, at most 1024")

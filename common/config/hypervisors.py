@@ -125,10 +125,12 @@ class QemuConfig(GrowingSection, frozen=True, kw_only=True, tag="qemu"):
 class ClhConfig(GrowingSection, frozen=True, kw_only=True, tag="clh"):
     """``[hypervisor.clh]``: Cloud Hypervisor. ``hypervisor_loglevel`` is how often ``-v`` is given, at most 3.
 
+    ``default_bridges`` is how many PCI segments a VM has, each with a bus of 31 slots; upstream's VMs have two, always.
     With ``enable_virtio_mem`` memory that came after the boot can go again; without, it comes by ACPI and stays.
     """
 
     path: str = "/usr/bin/cloud-hypervisor"
+    default_bridges: int = 1
     enable_virtio_mem: bool = False
     virtio_fs_queue_size: int = 1024
     block_device_cache_set: bool = False

@@ -141,7 +141,8 @@ class AddedDevice(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         hypervisor_id: what the hypervisor calls it; never used twice in one VM.
         guest_path: where the guest finds it, in the terms of its bus (:class:`BusKind`). PCI: slots in hexadecimal from
-            the root bus, for example ``02/00``. SCSI: target and unit, for example ``0:7``. MMIO: the node that a guest
+            the root bus, for example ``02/00``; if that is another PCI segment's than the first, this before it, for
+            example ``0001:05``. SCSI: target and unit, for example ``0:7``. MMIO: the node that a guest
             without other disks has had since its boot, for example ``/dev/vda``. Empty if there is no such place, or it
             is not known. An agent takes it as the source of a storage.
         storage_options: what the agent must be told to find it, as options of a storage's driver

@@ -10,6 +10,7 @@ must not even be asked for its serial or removed: there would never be an answer
 ::
 
     /sys/devices/pci0000:00/0000:00:04.0/0000:01:01.0/virtio3/block/vda      PCI path 04/01
+    /sys/devices/pci0001:00/0001:00:05.0/virtio5/block/vdc                   PCI path 0001:05, of another segment
     …/virtio4/ndbus0/region0/namespace0.0/block/pmem0                        persistent memory at a PCI path
     /sys/bus/scsi/devices/2:0:0:5/block/sda                                  SCSI address 0:5
     /sys/block/vda                                                           a drive that is never unplugged
@@ -31,7 +32,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_PCI_ROOT = "/sys/devices/pci0000:00"
+_DEVICES = "/sys/devices"
+_FIRST_SEGMENT = "0000"
 _PCI_RESCAN = "/sys/bus/pci/rescan"
 _SCSI_DEVICES = "/sys/bus/scsi/devices"
 _SCSI_HOSTS = "/sys/class/scsi_host"
@@ -150,8 +152,9 @@ def let_go_of_scsi(node: str) -> None:
 
 def _pci_device(path: str) -> str | None:
     """Return the directory of what the kernel knows at a PCI path."""
-    directory: str | None = _PCI_ROOT
-    for part in path.split("/"):
+    segment, _, slots = path.rpartition(":")
+    directory: str | None = f"{_DEVICES}/pci{_hexadecimal(path, segment or _FIRST_SEGMENT, 4)}:00"
+    for part in slots.split("/"):
         directory = _child(directory, f":{_slot(path, part)}") if directory else None
     return directory
 
@@ -159,8 +162,13 @@ def _pci_device(path: str) -> str | None:
 def _slot(path: str, part: str) -> str:
     """Return a part of a PCI path, ``04`` or ``04.0``, as sysfs writes it."""
     slot, _, function = part.partition(".")
+    return f"{_hexadecimal(path, slot, 2)}.{_hexadecimal(path, function or '0', 1)}"
+
+
+def _hexadecimal(path: str, number: str, digits: int) -> str:
+    """Return a number in a PCI path as sysfs writes it."""
     try:
-        return f"{int(slot, 16):02x}.{int(function or '0', 16):x}"
+        return f"{int(number, 16):0{digits}x}"
     except ValueError:
         raise RpcError(status.INVALID_ARGUMENT, f"{path!r} is not a PCI path") from None
 

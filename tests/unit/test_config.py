@@ -134,6 +134,7 @@ def test_the_section_is_the_choice(tmp_path: Path, clh_section: dict[str, object
         ({"block_device_driver": "virtio-scsi"}, "block_device_driver = 'virtio-scsi' is not supported"),
         ({"hypervisor_loglevel": 4}, "hypervisor_loglevel = 4 is not possible"),
         ({"virtio_fs_queue_size": 1000}, "virtio_fs_queue_size = 1000 is not possible"),
+        ({"default_bridges": 97}, "default_bridges = 97 is not possible"),
         ({"virtio_fs_daemon": "/nowhere"}, "hypervisor.clh.virtio_fs_daemon = '/nowhere' is not a file"),
     ],
 )

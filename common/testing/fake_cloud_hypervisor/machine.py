@@ -47,6 +47,7 @@ class Device:
     """A device in a slot, and what it holds of the host."""
 
     slot: int
+    segment: int = 0
     held: ExitStack = field(default_factory=ExitStack)
 
 
@@ -134,13 +135,18 @@ class Machine:
         prefix = (*prefix, "Error from device manager")
         if body.get("id") in {*self.devices, *self.orphans}:
             raise RefusalError(500, *prefix, f"Invalid identifier as it is not unique: {body['id']}")
+        segments = self.config.get("platform", {}).get("num_pci_segments", 1)
+        segment = body.get("pci_segment", 0)
+        if segment >= segments:
+            reason = f"Invalid PCI segment id: {segment}"
+            raise RefusalError(500, *prefix[:2], "Failed to validate config", reason)
         name = str(body.get("id") or self._new_name(kind))
         take = {"disk": self._lock, "fs": self._connect, "net": self._keep, "pmem": self._map}[kind]
         held = (self._connect if body.get("vhost_user") else take)(body, prefix)
         slot = self._slot(name, body, prefix)
-        self.devices[name] = Device(slot, held)
-        self.config[_SECTIONS[kind]].append({**body, "id": name, "pci_segment": 0, "fds": None})
-        return {"id": name, "bdf": _bdf(slot)}
+        self.devices[name] = Device(slot, segment, held)
+        self.config[_SECTIONS[kind]].append({**body, "id": name, "pci_segment": segment, "fds": None})
+        return {"id": name, "bdf": _bdf(self.devices[name])}
 
     def remove(self, name: str) -> None:
         """Ask the guest to let a device go: accepted, no more; of one that is on its way out v53.0 knows nothing."""
@@ -163,7 +169,7 @@ class Machine:
                 return
             self.leaving.discard(name)
             self._drop_from_config(name)
-            self.tell("vm", "device-removed", {"id": name, "bdf": _bdf(device.slot)})
+            self.tell("vm", "device-removed", {"id": name, "bdf": _bdf(device)})
             await asyncio.sleep(self.closing_takes_s)
             device.held.close()
 
@@ -260,7 +266,8 @@ class Machine:
 
     def _slot(self, name: str, body: dict[str, Any], prefix: tuple[str, ...]) -> int:
         """Return a free slot; a refusal comes too late for what the device has already."""
-        taken = {device.slot for device in self.devices.values()}
+        segment = body.get("pci_segment", 0)
+        taken = {device.slot for device in self.devices.values() if device.segment == segment}
         wanted = body.get("pci_device_id") if self.version >= "52" else None
         reason = ""
         if wanted in taken:
@@ -279,7 +286,7 @@ class Machine:
         for name, device in self.devices.items():
             wrapper = f"_virtio-pci-{name}"
             tree[name] = {"id": name, "resources": [], "parent": wrapper, "children": []}
-            tree[wrapper] = {"id": wrapper, "resources": [], "children": [name], "pci_bdf": _bdf(device.slot)}
+            tree[wrapper] = {"id": wrapper, "resources": [], "children": [name], "pci_bdf": _bdf(device)}
         return tree
 
 
@@ -287,5 +294,5 @@ def _lock_of(body: dict[str, Any]) -> tuple[str, bool]:
     return str(body["path"]), not body.get("readonly")
 
 
-def _bdf(slot: int) -> str:
-    return f"0000:00:{slot:02x}.0"
+def _bdf(device: Device) -> str:
+    return f"{device.segment:04x}:00:{device.slot:02x}.0"

@@ -25,6 +25,7 @@ from procs.vmm_manager.drivers.cloud_hypervisor.versions import features_of
 
 ADD = ["Error from API", "The disk could not be added to the VM", "Error from device manager"]
 BUS = HotplugBus(name="segment0", kind=BusKind.PCI, slots=29)
+MORE = HotplugBus(name="segment1", kind=BusKind.PCI, slots=31)
 
 
 @pytest.mark.parametrize(
@@ -98,19 +99,20 @@ def tree(*addresses: str) -> dict[str, Any]:
 
 
 def test_what_is_left_after_boot_is_for_hotplug() -> None:
-    assert topology.bus_after_boot(tree("0000:00:01.0", "0000:00:02.0")) == BUS
-    assert topology.bus_after_boot({}).slots == 31
-    assert [topology.pci_slot(BUS, "segment0", slot) for slot in (0, 28)] == [3, 31]
-    assert topology.pci_path("0000:00:1f.0") == "1f"
+    assert list(topology.pci_buses(tree("0000:00:01.0", "0000:00:02.0"), 1)) == [BUS]
+    assert list(topology.pci_buses(tree("0000:00:02.0"), 2)) == [BUS, MORE]
+    assert [topology.address([BUS, MORE], "segment0", slot) for slot in (0, 28)] == [(0, 3), (0, 31)]
+    assert [topology.address([BUS, MORE], "segment1", slot) for slot in (0, 30)] == [(1, 1), (1, 31)]
+    assert [topology.pci_path(bdf) for bdf in ("0000:00:1f.0", "0001:00:05.0")] == ["1f", "0001:05"]
 
 
-@pytest.mark.parametrize(("bus", "slot"), [("segment0", 29), ("segment0", -1), ("bridge0", 0)])
+@pytest.mark.parametrize(("bus", "slot"), [("segment0", 29), ("segment0", -1), ("segment1", 31), ("bridge0", 0)])
 def test_a_slot_that_is_not_there_is_refused(bus: str, slot: int) -> None:
     with pytest.raises(UsageError, match=f"no slot {slot} on a hotplug bus '{bus}'"):
-        topology.pci_slot(BUS, bus, slot)
+        topology.address([BUS, MORE], bus, slot)
 
 
-@pytest.mark.parametrize("address", ["0001:00:05.0", "0000:01:05.0", "0000:00:05.1", "", "../x"])
+@pytest.mark.parametrize("address", ["0000:01:05.0", "0000:00:05.1", "", "../x"])
 def test_an_address_on_another_bus_is_refused(address: str) -> None:
     with pytest.raises(HypervisorError, match="on no bus of ours"):
         topology.pci_path(address)
@@ -137,7 +139,7 @@ def test_what_others_serve_is_named_by_where_it_is() -> None:
 
 def test_a_device_of_the_host_has_its_address_itself() -> None:
     found = {"_vfio3": {"pci_bdf": "0000:00:04.0"}, "_disk2": {"parent": "w"}, "w": {"pci_bdf": "0000:00:05.0"}}
-    assert [devices.address_of(found, name) for name in ("_vfio3", "_disk2")] == ["0000:00:04.0", "0000:00:05.0"]
+    assert [devices.bdf_of(found, name) for name in ("_vfio3", "_disk2")] == ["0000:00:04.0", "0000:00:05.0"]
 
 
 def test_cache_options_count_if_they_are_set_at_all() -> None:

@@ -21,14 +21,15 @@ from common import log
 from common.errors import HypervisorError, KataError, NotFoundError
 from common.services.vmm import AddedDevice, PresentDevice
 from procs.vmm_manager.drivers.cloud_hypervisor.api import is_refusal
-from procs.vmm_manager.drivers.cloud_hypervisor.topology import pci_path, pci_slot
+from procs.vmm_manager.drivers.cloud_hypervisor.topology import address, pci_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from common.services.vmm import AddDevice, DeviceSpec, HotplugBus
     from procs.vmm_manager.drivers.cloud_hypervisor.api import Api
     from procs.vmm_manager.drivers.cloud_hypervisor.kinds import Kind
+    from procs.vmm_manager.drivers.cloud_hypervisor.topology import Address
     from procs.vmm_manager.drivers.cloud_hypervisor.versions import Features
     from procs.vmm_manager.drivers.spawn import Process
     from procs.vmm_manager.record import DeviceRecord, VmRecord
@@ -39,7 +40,7 @@ class Devices:
 
     Args:
         record: of the VM.
-        bus: the one that takes hotplug.
+        buses: that take hotplug.
         kinds: of device, by the type that describes one.
         features: of this version.
         api: of this VM.
@@ -50,7 +51,7 @@ class Devices:
     def __init__(
         self,
         record: VmRecord,
-        bus: HotplugBus,
+        buses: Iterable[HotplugBus],
         kinds: Mapping[type, Kind],
         features: Features,
         api: Api,
@@ -58,7 +59,7 @@ class Devices:
         on_removed: Callable[[str], None],
     ) -> None:
         self._record = record
-        self._bus = bus
+        self._buses = tuple(buses)
         self._kinds = kinds
         self._features = features
         self._api = api
@@ -78,7 +79,7 @@ class Devices:
                 return None
             info = await self._api.get("vm.info")
             found = self._found(info, name)
-            return self._added(name, found, address_of(_tree_of(info), found)) if found else None
+            return self._added(name, found, bdf_of(_tree_of(info), found)) if found else None
 
     async def add(self, request: AddDevice) -> AddedDevice:
         """Plug a device; undone in reverse if a step fails.
@@ -89,11 +90,11 @@ class Devices:
             UsageError: there is no such slot, or the device's source is not what it must be.
             HypervisorError: Cloud Hypervisor refused.
         """
-        slot = pci_slot(self._bus, request.bus, request.slot)
+        place = self._place(address(self._buses, request.bus, request.slot))
         async with self._lock:
             name = self._record.enter(request, self._kinds[type(request.spec)].prefix)
             try:
-                return await self._plug(name, slot)
+                return await self._plug(name, place)
             except (KataError, OSError) as err:
                 return await self._settle_add(name, err)
 
@@ -156,8 +157,12 @@ class Devices:
     def _own(self) -> Iterator[tuple[str, DeviceRecord]]:
         return ((name, device) for name, device in self._record.devices.items() if self.takes(device.spec))
 
-    async def _plug(self, name: str, slot: int) -> AddedDevice:
-        place = {"pci_device_id": slot} if self._features.is_slot_ours else {}
+    def _place(self, wanted: Address) -> dict[str, int]:
+        """Return what is added to a request so that the device comes to a place."""
+        segment = {"pci_segment": wanted.segment} if wanted.segment else {}
+        return {**segment, "pci_device_id": wanted.slot} if self._features.is_slot_ours else segment
+
+    async def _plug(self, name: str, place: Mapping[str, int]) -> AddedDevice:
         answer = await self._kind(name).plug(name, self._record.devices[name], place)
         if not isinstance(answer, dict) or not {"id", "bdf"} <= answer.keys():
             raise HypervisorError(f"Cloud Hypervisor added a device and does not say which: {answer!r}")
@@ -178,7 +183,7 @@ class Devices:
         elif is_refusal(failure):
             self._learn(name, found)
         else:
-            return self._added(name, found, address_of(_tree_of(info), found))
+            return self._added(name, found, bdf_of(_tree_of(info), found))
         if isinstance(failure, HypervisorError):
             raise HypervisorError(failure.message + said, hint=failure.hint) from failure
         raise failure
@@ -247,7 +252,7 @@ def _tree_of(info: dict[str, Any]) -> dict[str, Any]:
     return info.get("device_tree") or {}
 
 
-def address_of(tree: dict[str, Any], hypervisor_id: str) -> str:
+def bdf_of(tree: dict[str, Any], hypervisor_id: str) -> str:
     """Return a device's address, which its parent in the tree has; one of the host is a PCI device itself."""
     node = tree[hypervisor_id]
     return str(node.get("pci_bdf") or tree[node["parent"]]["pci_bdf"])

@@ -151,7 +151,10 @@ async def _boot(record: VmRecord, config: ClhConfig, api: Api, process: Process)
         process=process.identity,
         channel=HybridVsock(socket=f"{directory}/{requests.VSOCK}"),
         console_log=f"{directory}/{CONSOLE_LOG}",
-        hotplug_buses=(topology.bus_after_boot(info["device_tree"]), *topology.part_buses(config)),
+        hotplug_buses=(
+            *topology.pci_buses(info["device_tree"], config.default_bridges),
+            *topology.part_buses(config),
+        ),
         device_manager=record.device_manager,
     )
 

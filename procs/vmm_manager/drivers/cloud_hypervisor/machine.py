@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from common import log
 from common.errors import KataError
-from common.services.vmm import BlockSpec, BusKind, NetworkSpec, PmemSpec, ShareSpec, VfioSpec, VhostUserDiskSpec
+from common.services.vmm import BlockSpec, NetworkSpec, PmemSpec, ShareSpec, VfioSpec, VhostUserDiskSpec
 from procs.vmm_manager.drivers.cloud_hypervisor.devices import Devices
 from procs.vmm_manager.drivers.cloud_hypervisor.events import LOST, Event
 from procs.vmm_manager.drivers.cloud_hypervisor.inventory import Inventory
@@ -69,10 +69,9 @@ class ClhMachine:
             VfioSpec: Vfio(config, api),
             NetworkSpec: Nic(config, api),
         }
-        pci = next(bus for bus in vm.hotplug_buses if bus.kind is BusKind.PCI)
         totals = (Cpus(config, api), Memory(config, api))
         self.devices = Inventory(
-            Devices(record, pci, kinds, features_of(vm.version), api, process, on_removed),
+            Devices(record, vm.hotplug_buses, kinds, features_of(vm.version), api, process, on_removed),
             Parts(record, vm.hotplug_buses, totals, api, process, workers, on_removed),
         )
 

@@ -73,6 +73,7 @@ def vm_config(config: ClhConfig) -> dict[str, Any]:
             "initramfs": config.initrd,
             "cmdline": guest_cmdline.parameters(extra),
         },
+        **({"platform": {"num_pci_segments": config.default_bridges}} if config.default_bridges > 1 else {}),
         "vsock": {"cid": GUEST_CID, "socket": VSOCK},
         "console": {"mode": "Off"},
         "serial": {"mode": "Tty"},

@@ -1,9 +1,10 @@
-"""The slots of a Cloud Hypervisor VM. Pure: what is on the bus after boot in, a hotplug bus out.
+"""The slots of a Cloud Hypervisor VM. Pure: what is on its buses after boot in, hotplug buses out.
 
-A PCI segment has 32 slots. The first is the host bridge's, the next ones are taken at boot by what the VM is made with
-(virtio-rng, vsock), from the lowest up; the rest is for hotplug. There are no bridges: a device's path in the guest is
-its slot. A further segment would be a root bus of its own, ``pci0001:00``, where agents do not look for a device by its
-path; so there is one.
+A VM has PCI segments, ``default_bridges`` of them, each with one bus of 32 slots, the first of which is the host
+bridge's. In the first segment the next ones are taken at boot by what the VM is made with (virtio-rng, vsock,
+virtio-mem), from the lowest up; all the rest is for hotplug. There are no bridges: a device's path in the guest is its
+slot, and in another segment than the first that segment before it, ``0001:05`` for what Linux has below
+``/sys/devices/pci0001:00``. Only our agent looks there.
 
 Source: ``pci/src/bus.rs`` and ``vmm/src/pci_segment.rs`` of v53.0.
 """
@@ -11,28 +12,42 @@ Source: ``pci/src/bus.rs`` and ``vmm/src/pci_segment.rs`` of v53.0.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.errors import HypervisorError, UsageError
 from common.services.vmm import BusKind, HotplugBus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from common.config import ClhConfig
 
-SEGMENT = "segment0"
 _SLOTS = 32
 _ACPI_MODULES = 8
 """``HOTPLUG_COUNT`` in vmm/src/memory_manager.rs"""
-_BDF = re.compile(r"0000:00:([0-9a-f]{2})\.0")
-"""Segment, bus, device, function: of the first segment's only bus."""
+_SEGMENT = "segment"
+_BDF = re.compile(r"([0-9a-f]{4}):00:([0-9a-f]{2})\.0")
+"""Segment, bus, device, function: of a segment's only bus."""
 
 
-def bus_after_boot(device_tree: Mapping[str, Any]) -> HotplugBus:
-    """Return what is left for hotplug, in a tree as ``vm.info`` has it."""
-    taken = [slot_of(node["pci_bdf"]) for node in device_tree.values() if node.get("pci_bdf")]
-    return HotplugBus(name=SEGMENT, kind=BusKind.PCI, slots=_SLOTS - 1 - max(taken, default=0))
+class Address(NamedTuple):
+    """Where a device is."""
+
+    segment: int
+    slot: int
+
+
+def pci_buses(device_tree: Mapping[str, Any], segments: int) -> Iterator[HotplugBus]:
+    """Yield what is left for hotplug after the boot.
+
+    Args:
+        device_tree: as ``vm.info`` has it.
+        segments: how many there are.
+    """
+    taken = [address_of(node["pci_bdf"]) for node in device_tree.values() if node.get("pci_bdf")]
+    for segment in range(segments):
+        last = max((address.slot for address in taken if address.segment == segment), default=0)
+        yield HotplugBus(name=f"{_SEGMENT}{segment}", kind=BusKind.PCI, slots=_SLOTS - 1 - last)
 
 
 def part_buses(config: ClhConfig) -> Iterator[HotplugBus]:
@@ -44,31 +59,32 @@ def part_buses(config: ClhConfig) -> Iterator[HotplugBus]:
         yield HotplugBus(name="memory", kind=BusKind.MEMORY, slots=slots)
 
 
-def pci_slot(bus: HotplugBus, name: str, slot: int) -> int:
-    """Return where a slot of the hotplug bus is on the PCI bus.
+def address(buses: Iterable[HotplugBus], name: str, slot: int) -> Address:
+    """Return where a slot of a hotplug bus is on the PCI bus of its segment.
 
     Raises:
         UsageError: there is no such bus or slot.
     """
-    if name != bus.name or not 0 <= slot < bus.slots:
-        raise UsageError(
-            f"Cloud Hypervisor has no slot {slot} on a hotplug bus {name!r}", hint=f"{bus.name} has {bus.slots}"
-        )
-    return _SLOTS - bus.slots + slot
+    slots = {bus.name: bus.slots for bus in buses if bus.kind is BusKind.PCI}
+    if not 0 <= slot < slots.get(name, 0):
+        hint = ", ".join(f"{bus} has {count}" for bus, count in slots.items())
+        raise UsageError(f"Cloud Hypervisor has no slot {slot} on a hotplug bus {name!r}", hint=hint)
+    return Address(int(name.removeprefix(_SEGMENT)), _SLOTS - slots[name] + slot)
 
 
-def slot_of(bdf: str) -> int:
-    """Return the slot in an address, for example 5 in ``0000:00:05.0``.
+def address_of(bdf: str) -> Address:
+    """Return the address in, for example, ``0000:00:05.0``.
 
     Raises:
-        HypervisorError: it is not on the one bus that there is.
+        HypervisorError: it is not on the one bus that a segment has.
     """
     found = _BDF.fullmatch(bdf)
     if found is None:
         raise HypervisorError(f"Cloud Hypervisor has a device at PCI address {bdf!r}, which is on no bus of ours")
-    return int(found[1], 16)
+    return Address(int(found[1], 16), int(found[2], 16))
 
 
 def pci_path(bdf: str) -> str:
-    """Return where the guest finds the device at an address; the errors are those of :func:`slot_of`."""
-    return f"{slot_of(bdf):02x}"
+    """Return where the guest finds the device at an address; the errors are those of :func:`address_of`."""
+    segment, slot = address_of(bdf)
+    return f"{segment:04x}:{slot:02x}" if segment else f"{slot:02x}"
