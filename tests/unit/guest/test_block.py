@@ -30,7 +30,7 @@ def test_a_path_is_of_the_first_segment_unless_it_names_another(sysfs: Path) -> 
 
 
 @pytest.mark.parametrize("path", ["", "x", "0001:", "y:05", "0001:02:05", "05/z"])
-def test_what_is_no_path_is_refused(sysfs: Path, path: str) -> None:
-    assert sysfs
+@pytest.mark.usefixtures("sysfs")
+def test_what_is_no_path_is_refused(path: str) -> None:
     with pytest.raises(RpcError, match="is not a PCI path"):
         block.find_by_pci_path(path, "")
