@@ -1,9 +1,8 @@
 """What standard output costs over the port that it travels by, as a ratio; ``python -m bench.streams`` for it alone.
 
-*Ours*: a process of a container writes zeros, and they are read from ``ctr task exec``: a pipe, the agent, the port,
-the shim, a FIFO, ctr, a pipe. *Bare*: a program in the place of the agent writes as many into the same kind of port,
-and they are read from QEMU's socket. Both are timed from the first byte to the last, so that no start is in it, and
-take turns.
+*Ours*: busybox's ``dd`` in a container writes zeros, and they are read from ``ctr task exec``: a pipe, the agent, the
+port, the shim, a FIFO, ctr, a pipe. *Bare*: the same ``dd`` writes as many into the same kind of port, and they are
+read from QEMU's socket. Both are timed from the first byte to the last, so that no start is in it, and take turns.
 """
 
 from __future__ import annotations
@@ -12,13 +11,16 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from bench.guest_stream import BLOCK, PRODUCER
 from bench.vm import bare_vm
 from common.testing.containers import new_name, running
 from common.testing.stack import Stack
+from guest.image.cpio import Archive
 from procs.vmm_manager.drivers.probe import Verdict
 from procs.vmm_manager.drivers.qemu.channel import AGENT_SOCKET, stream_socket
 
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-SIZE = 32 << 20
+SIZE = 128 << 20
 _ROUNDS = 5
-_BLOCK = 1 << 20
+_READ = 1 << 20
 
 
 def main() -> int:
@@ -36,7 +38,9 @@ def main() -> int:
     print(f"bench: {_ROUNDS} rounds of {SIZE >> 20} MiB of standard output", flush=True)
     with Stack() as stack, running(stack) as name:
         accelerator = msgspec.json.decode((stack.run_dir / "probe.json").read_bytes(), type=Verdict).accelerator
-        with bare_vm(accelerator, script="guest_stream") as vm, vm.connect(AGENT_SOCKET) as asked:
+        archive = Archive()
+        archive.add_file(PRODUCER, Path("/bin/busybox").read_bytes(), 0o755)
+        with bare_vm(accelerator, script="guest_stream", archive=archive) as vm, vm.connect(AGENT_SOCKET) as asked:
             asked.recv(64)  # it is ready
             with vm.connect(stream_socket(0)) as port:
                 rounds = [(ours(stack, name), bare(asked, port)) for _ in range(_ROUNDS)]
@@ -46,7 +50,8 @@ def main() -> int:
 
 def ours(stack: Stack, name: str) -> float:
     """Return the seconds that a container's output takes."""
-    command = ("task", "exec", "--exec-id", new_name(), name, "dd", "if=/dev/zero", "bs=64k", f"count={SIZE >> 16}")
+    dd = ("dd", "if=/dev/zero", f"bs={BLOCK}", f"count={SIZE // BLOCK}")
+    command = ("task", "exec", "--exec-id", new_name(), name, *dd)
     pipe, null = subprocess.PIPE, subprocess.DEVNULL  # dd tells on standard error what it did
     with subprocess.Popen(stack.ctr_argv(*command), env=stack.environment, stdout=pipe, stderr=null, bufsize=0) as ctr:
         assert ctr.stdout is not None
@@ -55,7 +60,7 @@ def ours(stack: Stack, name: str) -> float:
 
 def bare(asked: socket.socket, port: socket.socket) -> float:
     """Return the seconds that the port alone takes."""
-    asked.sendall(f"{SIZE}\n".encode())
+    asked.sendall(f"{SIZE // BLOCK}\n".encode())
     return seconds(port.recv)
 
 
@@ -65,10 +70,10 @@ def seconds(read: Callable[[int], bytes | None]) -> float:
     Raises:
         ValueError: it ended before.
     """
-    size = len(read(_BLOCK) or b"")
+    size = len(read(_READ) or b"")
     began = time.monotonic()
     while size < SIZE:
-        data = read(_BLOCK)
+        data = read(_READ)
         if not data:
             raise ValueError(f"{size} bytes came of {SIZE}")
         size += len(data)

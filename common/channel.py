@@ -13,7 +13,7 @@ ttrpc frames. The agent also forgets its half of a conversation when the port re
 *Stream port.* Frames of an 8-byte header and a payload::
 
     0        4         8
-    | stream | length  | payload (length bytes, at most 64 KiB)        big-endian; length 0 = end of the stream
+    | stream | length  | payload (length bytes, at most 512 KiB)       big-endian; length 0 = end of the stream
 
 ``stream`` is ``generation << 8 | port``: the host draws a generation for each use of a port and never draws one twice
 in a VM, so frames of an earlier use are recognised and dropped. This number is what the agent protocol's
@@ -22,6 +22,10 @@ go opposite ways.
 
 Two numbers are none: 0, which is what a message says that says nothing, means that the stream is read and written by
 calls, as upstream's shim does (``ReadStdout``, ``WriteStdin``); ``NO_STREAM`` that there is no such stream.
+
+What a port has taken and the host has not read lies in the guest's memory, up to 128 buffers of it. So that these may
+be large, the agent sends no more than ``WINDOW`` bytes in large ones that the host has not said to have handed on (the
+call ``Taken``). A host that never says so gets the rest in small ones.
 
 **vsock.** A connection has a beginning and an end, so there is no hello: the agent listens on port 1024, as upstream's
 does, for any number of conversations in ttrpc. On port 1028 it takes stream connections: the host sends the stream's
@@ -67,6 +71,11 @@ HELLO_REPLY = b"KATA-OK1"
 NONCE_SIZE = 16
 
 MAX_CHUNK = 64 << 10
+"""Most of a frame from host to guest, and of a call, in bytes."""
+MAX_FRAME = 512 << 10
+"""Most of any frame's payload, in bytes."""
+WINDOW = 4 << 20
+"""Bytes of output that may be in large buffers on their way."""
 HEADER = struct.Struct(">II")
 _MAX_GENERATION = (1 << 24) - 1
 
@@ -99,7 +108,7 @@ def port_of(stream: int) -> int:
 
 
 class StreamDecoder:
-    """Picks one stream's payload out of a port's bytes; holds at most one frame.
+    """Picks one stream's payload out of a port's bytes; holds no more than part of a header.
 
     Attributes:
         stream: the stream's number.
@@ -108,32 +117,47 @@ class StreamDecoder:
 
     def __init__(self, stream: int) -> None:
         self.stream = stream
-        self._buffer = bytearray()
         self.is_ended = False
+        self._header = b""
+        self._frame = stream
+        self._missing = 0
+
+    @property
+    def is_between_frames(self) -> bool:
+        """Whether all of every frame that has begun has come."""
+        return not self._missing and not self._header
 
     def begin(self, stream: int) -> None:
-        """Pick another stream from here on: the next use of the port. Half a frame that has come already stays."""
+        """Pick another stream from here on: the next use of the port. A frame that has begun stays the last one's."""
         self.stream = stream
         self.is_ended = False
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Take bytes as they came; yield each payload. ``is_ended`` is set by the stream's end.
+    def feed(self, data: bytes | memoryview) -> Iterator[memoryview]:
+        """Take bytes as they came; yield payload as parts of them. ``is_ended`` is set by the stream's end.
 
         Raises:
-            ChannelError: a frame is longer than ``MAX_CHUNK``.
+            ChannelError: a frame is longer than ``MAX_FRAME``.
         """
-        self._buffer += data
-        while len(self._buffer) >= HEADER.size:
-            stream, length = HEADER.unpack_from(self._buffer)
-            if length > MAX_CHUNK:
-                raise ChannelError(f"frame of {length} bytes on a stream port; the limit is {MAX_CHUNK}")
-            end = HEADER.size + length
-            if len(self._buffer) < end:
-                return
-            payload = bytes(self._buffer[HEADER.size : end])
-            del self._buffer[:end]
-            if stream == self.stream and not self.is_ended:
-                if payload:
-                    yield payload
-                else:
-                    self.is_ended = True
+        left = memoryview(data)
+        while left:
+            if not self._missing:
+                left = self._read_header(left)
+            else:
+                part = left[: self._missing]
+                self._missing -= len(part)
+                left = left[len(part) :]
+                if self._frame == self.stream and not self.is_ended:
+                    yield part
+
+    def _read_header(self, data: memoryview) -> memoryview:
+        """Take what is missing of a header; return what is behind it."""
+        size = HEADER.size - len(self._header)
+        self._header += bytes(data[:size])
+        if len(self._header) == HEADER.size:
+            self._frame, self._missing = HEADER.unpack(self._header)
+            self._header = b""
+            if self._missing > MAX_FRAME:
+                raise ChannelError(f"frame of {self._missing} bytes on a stream port; the limit is {MAX_FRAME}")
+            if self._frame == self.stream and not self._missing:
+                self.is_ended = True
+        return data[size:]

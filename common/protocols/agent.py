@@ -24,6 +24,9 @@ DISK_LIMITS_FEATURE = "disk-limits"
 """In ``extra_features``: limits of how fast a disk may be used name it by the number that the host has for it. Another
 agent would set them for another disk, or fail."""
 
+STREAMS_SERVICE = "pykata.Streams"
+"""A service of our own agent's; what it is for says ``common.channel``."""
+
 SHARE_TAG = "kataShared"
 CONTAINERS_DIRECTORY = "/run/kata-containers"
 """Where the guest mounts what is one container's alone: ``<container>/rootfs``."""
@@ -38,6 +41,18 @@ OVERLAY_DIRECTORY = "io.katacontainers.volume.overlayfs.create_directory"
 
 class Empty(Message):
     """``google.protobuf.Empty``, and requests without fields."""
+
+
+class TakenRequest(Message):
+    """``Taken`` of the service ``pykata.Streams``.
+
+    Attributes:
+        stream: its number.
+        size: bytes of it that the host has handed on since it said so last.
+    """
+
+    stream: int = uint(1)
+    size: int = uint(2)
 
 
 class Storage(Message):

@@ -129,7 +129,7 @@ class Stream:
             data = self.socket.recv(1 << 16)
             if not data:
                 raise EOFError("QEMU closed the stream port")
-            yield from self._decoder.feed(data)
+            yield from map(bytes, self._decoder.feed(data))
 
     def read_all(self) -> bytes:
         """Return what the guest sends until the stream ends."""

@@ -133,6 +133,7 @@ class FakeGuest:
             "CloseStdin": (agent.CloseStdinRequest, self._close),
             "ReadStdout": (agent.ReadStreamRequest, self._reads("stdout")),
             "ReadStderr": (agent.ReadStreamRequest, self._reads("stderr")),
+            "Taken": (agent.TakenRequest, self._nothing),
             "CreateSandbox": (agent.CreateSandboxRequest, self._nothing),
             "DestroySandbox": (agent.Empty, self._nothing),
             "CopyFile": (guest.CopyFileRequest, self._nothing),

@@ -6,7 +6,7 @@ It serves whatever way to the host the VM has: the virtio-serial port of the age
 from __future__ import annotations
 
 from common.channel import AGENT_PORT
-from common.protocols.health import AGENT_SERVICE, HEALTH_SERVICE
+from common.protocols.agent import AGENT_SERVICE, HEALTH_SERVICE, STREAMS_SERVICE, TakenRequest
 from guest.agent import health, modules, ports, service, system
 from guest.agent.connection import Connection
 from guest.agent.log import log
@@ -39,7 +39,11 @@ def main() -> None:
 
         return rare.methods(reactor, uevents)
 
-    services = {HEALTH_SERVICE: health.METHODS, AGENT_SERVICE: service.methods(reactor, uevents, streams)}
+    services: dict[str, Methods] = {
+        HEALTH_SERVICE: health.METHODS,
+        AGENT_SERVICE: service.methods(reactor, uevents, streams),
+        STREAMS_SERVICE: {"Taken": (TakenRequest, streams.note_taken)},
+    }
     router = Router(services, {AGENT_SERVICE: rare_methods})
     _serve_port(reactor, uevents, found, router)
     if system.has_virtio_device(system.VIRTIO_MEM):

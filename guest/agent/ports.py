@@ -12,6 +12,7 @@ import posix
 from common import status
 from common.channel import STREAM_PORT, ChannelError, StreamDecoder, port_of
 from guest.agent.files import read_text
+from guest.agent.frames import CopiedFrames, SplicedFrames, is_pipe
 from guest.agent.reactor import HANGUP
 from guest.agent.rpc import RpcError
 from guest.agent.streams import READ_SIZE, StreamPort
@@ -120,6 +121,10 @@ class SerialPort(StreamPort):
         if not chunk:
             self.decoder = StreamDecoder(self.input.stream if self.input else 0)
         return chunk
+
+    def frames(self, stream: int, source: int) -> CopiedFrames:
+        """Return what makes frames of a descriptor's bytes."""
+        return SplicedFrames(stream) if is_pipe(source) else CopiedFrames(stream)
 
     def _on_event(self, events: int) -> None:
         if self.output is not None:

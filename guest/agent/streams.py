@@ -5,9 +5,8 @@ A port is one of virtio-serial (``guest.agent.ports``) or a vsock connection (``
 Back-pressure comes from not reading: a port that the host does not empty stops the reading of its process's pipe, and a
 process that does not read stops the reading of its port; neither stops anybody else.
 
-A frame is written with one write(2) and fits in one virtio buffer. From a virtio-serial port the host gets all of it
-or, if it closes its end, nothing, so the first byte that it reads after opening a port begins a frame. Of a frame on a
-connection the rest may follow later.
+The host takes a port again only after the end of what came from it last, so the first byte that it reads begins a frame
+(``guest.agent.frames`` says how frames are made).
 """
 
 from __future__ import annotations
@@ -15,7 +14,9 @@ from __future__ import annotations
 import posix
 
 from common import status
-from common.channel import HEADER, StreamDecoder
+from common.channel import StreamDecoder
+from common.protocols.agent import Empty, TakenRequest
+from guest.agent.frames import CopiedFrames
 from guest.agent.rpc import RpcError
 
 TYPE_CHECKING = False
@@ -23,10 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from guest.agent.reactor import Reactor
+    from guest.agent.rpc import Call
 
-_VIRTIO_BUFFER = 32 << 10
-"""Largest write that a port takes as one buffer (drivers/char/virtio_console.c, port_fops_write)."""
-_PAYLOAD = _VIRTIO_BUFFER - HEADER.size
 READ_SIZE = 64 << 10
 _BURST = 16
 """Frames after which others get their turn."""
@@ -44,6 +43,10 @@ class StreamPort:
     def read(self) -> bytes | None:
         """Return a chunk that the host wrote, nothing if it has closed its end, or None if there is no chunk now."""
         raise NotImplementedError
+
+    def frames(self, stream: int, _source: int) -> CopiedFrames:
+        """Return what makes frames of a descriptor's bytes."""
+        return CopiedFrames(stream)
 
 
 class StreamPorts:
@@ -70,6 +73,13 @@ class StreamPorts:
             raise RpcError(status.FAILED_PRECONDITION, f"stream {stream:#x}: its port still has other output")
         return port
 
+    def note_taken(self, request: TakenRequest, _call: Call) -> Empty:
+        """Note what the host has handed on. It may be of a process that has ended meanwhile."""
+        port = self.connections.get(request.stream) or self._find_serial(request.stream)
+        if port is not None and port.output is not None and port.output.stream == request.stream:
+            port.output.allow(request.size)
+        return Empty()
+
 
 class Output:
     """From a process to a port, with an empty frame as the end. Owns the descriptor that it reads."""
@@ -77,13 +87,12 @@ class Output:
     def __init__(
         self, reactor: Reactor, port: StreamPort, stream: int, source: int, on_end: Callable[[], None]
     ) -> None:
+        self.stream = stream
         self._reactor = reactor
         self._port = port
-        self._stream = stream
         self._source = source
         self._on_end = on_end
-        self._frame = memoryview(bytearray(_VIRTIO_BUFFER))
-        self._unsent = self._frame[:0]
+        self._frames = port.frames(stream, source)
         self._is_draining = False
         self._is_at_end = False
         port.output = self
@@ -98,6 +107,11 @@ class Output:
         self._is_draining = True
         self.pump()
 
+    def allow(self, size: int) -> None:
+        """Note that the host has handed on so many bytes."""
+        self._frames.allow(size)
+        self.pump()
+
     def pump(self) -> None:
         """Move bytes until the source has none or the port takes none."""
         for _ in range(_BURST):
@@ -110,8 +124,7 @@ class Output:
     def _send(self) -> bool:
         """Hand the frame to the port; return whether it is gone."""
         try:
-            while self._unsent:
-                self._unsent = self._unsent[posix.write(self._port.descriptor, self._unsent) :]
+            self._frames.send(self._port.descriptor)
         except BlockingIOError:
             return False
         except OSError:  # a connection that the host has closed
@@ -121,23 +134,23 @@ class Output:
         return not self._is_at_end
 
     def _fill(self) -> bool:
-        """Read the next frame's payload; return whether there is a frame."""
+        """Take the next frame; return whether there is one."""
         try:
-            size = posix.readv(self._source, [self._frame[HEADER.size :]])
+            self._is_at_end = not self._frames.fill(self._source)
         except BlockingIOError:
+            self._is_at_end = self._is_draining
             if not self._is_draining:
                 return False
-            size = 0
+            self._frames.end()
         except OSError:  # a terminal says EIO when its last user is gone
-            size = 0
-        self._is_at_end = size == 0
-        HEADER.pack_into(self._frame, 0, self._stream, size)
-        self._unsent = self._frame[: HEADER.size + size]
+            self._is_at_end = True
+            self._frames.end()
         return True
 
     def finish(self) -> None:
         """Let go of process and port: a process that writes on finds that nobody reads."""
         self._port.output = None
+        self._frames.close()
         self._reactor.unwatch(self._source)
         posix.close(self._source)
         self._on_end()

@@ -181,6 +181,11 @@ class Agent:
         request = agent.ReadStreamRequest(container_id=process.container_id, exec_id=process.exec_id, len=MAX_CHUNK)
         return (await self._ask(method, request, agent.ReadStreamResponse)).data[:MAX_CHUNK]
 
+    async def tell_taken(self, stream: int, size: int) -> None:
+        """Say that so much more of a stream's output was handed on: our own agent sends more then."""
+        request = agent.TakenRequest(stream=stream, size=size)
+        await self._client.call(agent.STREAMS_SERVICE, "Taken", request, agent.Empty, timeout_s=CALL_TIMEOUT_S)
+
     async def write_stdin(self, process: ProcessName, data: bytes) -> None:
         """Write to a process's standard input; returns when it has taken all."""
         request = agent.WriteStreamRequest(container_id=process.container_id, exec_id=process.exec_id, data=data)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from procs.shim.agent import Agent
-    from procs.shim.ports import ProcessName, StreamUse
+    from procs.shim.ports import ProcessName, StreamUse, TellTaken
 
 _READERS = ("ReadStdout", "ReadStderr")
 
@@ -27,6 +27,8 @@ class CallPorts:
     """See :class:`procs.shim.ports.Ports`."""
 
     by_call = True
+    tell_taken: TellTaken | None = None
+    """Unused: each call asks for more."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent

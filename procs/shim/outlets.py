@@ -42,7 +42,7 @@ class Outlet:
         self._may_go_on = asyncio.Event()
         self._is_dropping = False
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | memoryview) -> None:
         """Write all of ``data``, at the pace of whoever reads."""
         left = memoryview(data)
         while left and not self._is_dropping:

@@ -11,11 +11,18 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from common.channel import HEADER, MAX_CHUNK, StreamDecoder
+from common.channel import HEADER, WINDOW, StreamDecoder
+from common.errors import KataError
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    TellTaken = Callable[[int, int], Awaitable[None]]
+    """Takes a stream's number and how many more bytes of it were handed on."""
+
+READ_SIZE = 64 << 10
+"""Bytes that are read at once, for which one stream holds the loop."""
 
 FRAME_TIMEOUT_S = 2
 """How long the guest may take to accept the rest of a frame whose process has ended."""
@@ -46,8 +53,8 @@ class StreamUse(Protocol):
     def begin(self, *, is_known: bool) -> None:
         """Note that the agent knows the process, or never will."""
 
-    def payloads(self) -> AsyncIterator[bytes]:
-        """Yield what the guest sends, until its end or the VM's."""
+    def payloads(self) -> AsyncIterator[bytes | memoryview]:
+        """Yield what the guest sends, until its end or the VM's. Each is good until the next is asked for."""
 
     async def send(self, payload: bytes) -> None:
         """Send; an empty payload is the end."""
@@ -58,9 +65,11 @@ class Ports(Protocol):
 
     Attributes:
         by_call: whether streams are calls to the agent (:mod:`procs.shim.calls`).
+        tell_taken: tells the guest what was handed on, if there is something to tell.
     """
 
     by_call: bool
+    tell_taken: TellTaken | None
 
     async def take(self, count: int, process: ProcessName, group: asyncio.TaskGroup) -> Sequence[StreamUse]:
         """Take as many uses, all at once or none.
@@ -87,27 +96,35 @@ class PortUse:
         has_output: whether the guest sends on it, and so will send an end.
     """
 
-    def __init__(self, stream: int, sock: socket.socket, group: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, stream: int, sock: socket.socket, group: asyncio.TaskGroup, tell_taken: TellTaken | None = None
+    ) -> None:
         self.stream = stream
         self.has_output = False
         self._socket = sock
         self._group = group
         self._decoder = StreamDecoder(stream)
+        self._tell_taken = tell_taken
+        self._untold = 0
         self._sending: asyncio.Task[None] | None = None
 
     def begin(self, *, is_known: bool) -> None:
         """Do nothing: the agent was told the number before it knows the process, and sends an end in any case."""
 
-    async def payloads(self) -> AsyncIterator[bytes]:
+    async def payloads(self) -> AsyncIterator[bytes | memoryview]:
         """Yield what the guest sends, until its end or the VM's; a guest that never pauses keeps nobody waiting."""
         loop = asyncio.get_running_loop()
+        buffer = memoryview(bytearray(READ_SIZE))
         while not self._decoder.is_ended:
-            data = await loop.sock_recv(self._socket, HEADER.size + MAX_CHUNK)
-            if not data:
+            size = await loop.sock_recv_into(self._socket, buffer)
+            if not size:
                 return
-            if payload := b"".join(self._decoder.feed(data)):
+            parts = list(self._decoder.feed(buffer[:size]))
+            if parts:
+                payload = parts[0] if len(parts) == 1 else b"".join(parts)
                 yield payload
-            await asyncio.sleep(0)  # sock_recv does not wait while there is more: others have their turn in between
+                self._note_taken(len(payload))
+            await asyncio.sleep(0)  # sock_recv_into does not wait while there is more: others have their turn between
 
     async def send(self, payload: bytes) -> None:
         """Send one frame; an empty payload is the end. When cancelled, the frame is still sent."""
@@ -122,6 +139,18 @@ class PortUse:
             await asyncio.wait({self._sending})
         self._socket.close()
         return is_whole and (self._decoder.is_ended or not self.has_output)
+
+    def _note_taken(self, size: int) -> None:
+        """Tell the guest now and then, and do not wait for its answer."""
+        self._untold += size
+        if self._tell_taken is not None and self._untold >= WINDOW // 2:
+            self._group.create_task(self._tell(self._untold))
+            self._untold = 0
+
+    async def _tell(self, size: int) -> None:
+        with contextlib.suppress(KataError):  # the VM is gone
+            if self._tell_taken is not None:
+                await self._tell_taken(self.stream, size)
 
     async def _send(self, frame: bytes) -> None:
         with contextlib.suppress(ConnectionError):  # the VM is gone, which its pidfd tells

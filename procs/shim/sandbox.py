@@ -284,6 +284,7 @@ class Sandbox:
         from common.protocols.agent import STREAM_PORTS_FEATURE
 
         if STREAM_PORTS_FEATURE in await agent.features():
+            channel.ports.tell_taken = agent.tell_taken
             return channel.ports
         from procs.shim.calls import CallPorts
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from common.services.channel import VirtioSerial
-    from procs.shim.ports import ProcessName
+    from procs.shim.ports import ProcessName, TellTaken
 
 PORTS_TIMEOUT_S = 30
 """How long a process waits for ports: many short ones may begin at once, a few long ones must not keep all others."""
@@ -70,6 +70,7 @@ class StreamPorts:
     """
 
     by_call = False
+    tell_taken: TellTaken | None = None
 
     def __init__(self, sockets: Sequence[str], wait_s: float = PORTS_TIMEOUT_S) -> None:
         self._sockets = sockets
@@ -104,7 +105,8 @@ class StreamPorts:
     def _connect(self, group: asyncio.TaskGroup) -> PortUse:
         port = self._free.popleft()
         self._generation += 1
-        return PortUse(stream_number(self._generation, port), unix.connect(self._sockets[port]), group)
+        sock = unix.connect(self._sockets[port])
+        return PortUse(stream_number(self._generation, port), sock, group, self.tell_taken)
 
     async def give_back(self, use: PortUse) -> None:
         """Disconnect; the port is free again if nothing of this use can reach the next."""

@@ -29,7 +29,7 @@ from procs.shim.ports import PortUse
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from procs.shim.ports import ProcessName
+    from procs.shim.ports import ProcessName, TellTaken
 
     Dial = Callable[[int], Awaitable[socket.socket]]
 
@@ -65,6 +65,8 @@ class StreamConnections:
     """Streams as connections; see :class:`procs.shim.ports.Ports`. There are as many as the VMM and the guest allow."""
 
     by_call = False
+    tell_taken: TellTaken | None = None
+    """Unused: a connection has an end to what it takes."""
 
     def __init__(self, dial: Dial) -> None:
         self._dial = dial

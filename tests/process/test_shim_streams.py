@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from common.channel import NO_STREAM
+from common.channel import NO_STREAM, WINDOW
 from common.errors import KataError
 from common.protocols import agent, task
 from common.testing.shim_client import KILLED, Reader, Shim, started
@@ -38,6 +38,11 @@ async def test_streams_are_binary_safe_and_end_both_ways(stand: ShimStand) -> No
     received = await out.all()
     assert hashlib.sha256(received).digest() == hashlib.sha256(data + b"end\n").digest()
     assert await shim.wait() == 0
+    calls = stand.vms.guest.calls
+    (created,) = (call for _, call in calls if isinstance(call, agent.CreateContainerRequest))
+    told = [call for _, call in calls if isinstance(call, agent.TakenRequest)]
+    assert {call.stream for call in told} == {created.stdout_port}
+    assert len(data) - WINDOW // 2 < sum(call.size for call in told) <= len(data), "the guest may go on sending pages"
 
 
 @stand_test

@@ -42,7 +42,7 @@ from guest.image import Image, build
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_BLOB_SIZE = 8 << 20
+_BLOB_SIZE = 16 << 20
 _REPOSITORY = Path(__file__).parents[2]
 
 
