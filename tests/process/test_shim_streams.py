@@ -38,6 +38,7 @@ async def test_streams_are_binary_safe_and_end_both_ways(stand: ShimStand) -> No
     received = await out.all()
     assert hashlib.sha256(received).digest() == hashlib.sha256(data + b"end\n").digest()
     assert await shim.wait() == 0
+    assert stand.vms.guest
     calls = stand.vms.guest.calls
     (created,) = (call for _, call in calls if isinstance(call, agent.CreateContainerRequest))
     told = [call for _, call in calls if isinstance(call, agent.TakenRequest)]
