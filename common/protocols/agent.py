@@ -27,6 +27,9 @@ agent would set them for another disk, or fail."""
 STREAMS_SERVICE = "pykata.Streams"
 """A service of our own agent's; what it is for says ``common.channel``."""
 
+RELEASE_DISKS_FEATURE = "release-disks"
+"""In ``extra_features``: the agent answers ``ReleaseDisks``."""
+
 SHARE_TAG = "kataShared"
 CONTAINERS_DIRECTORY = "/run/kata-containers"
 """Where the guest mounts what is one container's alone: ``<container>/rootfs``."""
@@ -104,6 +107,16 @@ class CreateContainerRequest(Message):
     stdin_port: int = uint(9)
     stdout_port: int = uint(10)
     stderr_port: int = uint(11)
+
+
+class ReleaseDisksRequest(Message):
+    """``ReleaseDisks``, which upstream's agent does not have: let go of disks that are no container's after all.
+
+    Attributes:
+        disks: which, by driver, driver options and source.
+    """
+
+    disks: list[Storage] = messages(1, Storage)
 
 
 class ContainerRequest(Message):

@@ -3,8 +3,9 @@
 Which shard has a sandbox is told with its VM (:attr:`common.services.vmm.Vm.device_manager`, ``common.shards``).
 
 Attaching has two phases. ``attach`` plugs the device and answers with a lease; the shim has the guest find and use it
-and says ``confirm``, or ``abort``. A lease that runs out is an abort. ``detach`` returns when the hypervisor has
-*confirmed* the removal; until then bus, slot, id and source stay taken.
+and says ``confirm``, or ``abort``. A lease that runs out is an abort without the guest's word
+(:class:`Abort`). ``detach`` returns when the hypervisor has *confirmed* the removal; until then bus, slot, id and
+source stay taken.
 
 Several containers of a sandbox may hold one device: each ``attach`` names a holder, and one more holder of what is
 there already plugs nothing. The last holder that gives it back has it removed. Holders are a set and not a counter, so
@@ -75,8 +76,9 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
         slot: its place on the bus.
         guest_path: see :class:`common.services.vmm.AddedDevice`; empty also until the hypervisor has answered.
         storage_options: see :class:`common.services.vmm.AddedDevice`.
+        is_guest_first: see :class:`common.services.vmm.AddedDevice`.
         state: ``attaching``, ``plugged``, ``attached``, ``detaching``, ``overdue``; ``quarantined``: the guest never
-            let go; ``unknown``: found in the hypervisor, attached by nobody that we know.
+            let go, or nobody said that it did; ``unknown``: found in the hypervisor, attached by nobody that we know.
         since: when it came into this state, in seconds since the epoch.
         spec: what was asked for; None if it is not known.
         backing: what the source is, whatever path leads to it, for example ``file 2049:1234``.
@@ -93,6 +95,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     slot: int
     guest_path: str = ""
     storage_options: str = ""
+    is_guest_first: bool = False
     state: str
     since: float
     spec: DeviceSpec | None = None
@@ -117,10 +120,28 @@ def kind_of(spec: DeviceSpec) -> str:
 
 
 class DeviceRef(msgspec.Struct, frozen=True, kw_only=True):
-    """Names a device by our id, and one of its holders."""
+    """Names a device by our id, and one of its holders.
+
+    In a ``detach`` it says as well that the guest has let go of the device, where the guest goes first.
+    """
 
     device_id: str
     holder: str = ""
+
+
+class Abort(msgspec.Struct, frozen=True, kw_only=True):
+    """Give up a device that a holder cannot use.
+
+    Attributes:
+        device_id: which.
+        holder: who gives it up.
+        is_let_go: whether the guest has let go of it. If it has not said so, a device whose guest goes first
+            (:attr:`Device.is_guest_first`) is quarantined, until its holder says so or the VM ends.
+    """
+
+    device_id: str
+    holder: str = ""
+    is_let_go: bool = False
 
 
 class ListDevices(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,7 +188,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
 
 ATTACH = Verb("attach", Attach, Device)
 CONFIRM = Verb("confirm", DeviceRef, Device)
-ABORT = Verb("abort", DeviceRef, Empty)
+ABORT = Verb("abort", Abort, Empty)
 DETACH = Verb("detach", DeviceRef, Empty)
 LIST_DEVICES = Verb("list_devices", ListDevices, DeviceList)
 TELL_STORY = Verb("tell_story", TellStory, Story)
@@ -175,4 +196,4 @@ TELL_STORY = Verb("tell_story", TellStory, Story)
 DEVICE_LOST = Event("device-lost", Device)
 """It vanished without our asking; its holders have to do without."""
 DEVICE_QUARANTINED = Event("device-quarantined", Device)
-"""The guest did not let it go; bus, slot and source stay taken."""
+"""The guest did not let it go, or nobody said that it did; bus, slot and source stay taken."""

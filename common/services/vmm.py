@@ -147,11 +147,14 @@ class AddedDevice(msgspec.Struct, frozen=True, kw_only=True):
             is not known. An agent takes it as the source of a storage.
         storage_options: what the agent must be told to find it, as options of a storage's driver
             (:mod:`guest.agent.storage`) between commas; empty if that is the serial of the request and nothing else.
+        is_guest_first: whether the guest must have let go of it before its removal is asked for: the hypervisor takes
+            it without asking, and the guest would be left with a dead device.
     """
 
     hypervisor_id: str
     guest_path: str = ""
     storage_options: str = ""
+    is_guest_first: bool = False
 
 
 class RemoveDevice(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,6 +176,7 @@ class PresentDevice(msgspec.Struct, frozen=True, kw_only=True):
     serial: str
     guest_path: str = ""
     storage_options: str = ""
+    is_guest_first: bool = False
     spec: DeviceSpec | None = None
 
 

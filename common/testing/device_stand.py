@@ -270,6 +270,11 @@ class DeviceManager:
         ref = device.DeviceRef(device_id=attached.device_id, holder=holder)
         await self._bus.call(self.service, device.DETACH, ref, timeout_s=60, call_id=call_id)
 
+    async def abort(self, attached: device.Device, *, is_let_go: bool) -> None:
+        """Call ``abort``."""
+        wish = device.Abort(device_id=attached.device_id, is_let_go=is_let_go)
+        await self._bus.call(self.service, device.ABORT, wish, timeout_s=60)
+
     async def story(self, device_id: str) -> list[str]:
         """Call ``tell_story``; return what happened, in words."""
         request = device.TellStory(device_id=device_id)

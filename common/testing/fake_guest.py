@@ -71,7 +71,7 @@ class FakeGuest:
         self.gates: dict[str, asyncio.Event] = {}
         self.stats = StatsContainerResponse()
         self.out_of_memory: asyncio.Queue[str] = asyncio.Queue()
-        self.features = [agent.STREAM_PORTS_FEATURE, agent.DISK_LIMITS_FEATURE]
+        self.features = [agent.STREAM_PORTS_FEATURE, agent.DISK_LIMITS_FEATURE, agent.RELEASE_DISKS_FEATURE]
         self._processes: dict[tuple[str, str], _Running] = {}
         self._listeners: list[asyncio.Task[object] | None] = []
         self._group = asyncio.TaskGroup()
@@ -138,6 +138,7 @@ class FakeGuest:
             "DestroySandbox": (agent.Empty, self._nothing),
             "CopyFile": (guest.CopyFileRequest, self._nothing),
             "CreateContainer": (agent.CreateContainerRequest, self._create),
+            "ReleaseDisks": (agent.ReleaseDisksRequest, self._nothing),
             "StartContainer": (agent.ContainerRequest, self._start),
             "PauseContainer": (agent.ContainerRequest, self._signals(signal.SIGSTOP)),
             "ResumeContainer": (agent.ContainerRequest, self._signals(signal.SIGCONT)),

@@ -130,6 +130,8 @@ class FakeDeviceManager:
         error: what to answer to the next ``attach`` instead of doing it.
         publisher: tells the shim's what becomes of devices.
         present: what was confirmed and is not lost.
+        is_guest_first: whether what is plugged is of a hypervisor that takes devices without asking.
+        aborted: what was asked of ``abort``.
     """
 
     publisher: Publisher
@@ -140,6 +142,8 @@ class FakeDeviceManager:
         self.attached: list[device.Attach] = []
         self.error: KataError | None = None
         self.present: list[device.Device] = []
+        self.is_guest_first = False
+        self.aborted: list[device.Abort] = []
 
     def register(self, server: BusServer) -> None:
         """Answer the verbs that a shim asks."""
@@ -164,8 +168,9 @@ class FakeDeviceManager:
     async def _list(self, _: device.ListDevices) -> device.DeviceList:
         return device.DeviceList(devices=tuple(self.present))
 
-    async def _abort(self, _: device.DeviceRef) -> Empty:
+    async def _abort(self, request: device.Abort) -> Empty:
         self.calls.append("abort")
+        self.aborted.append(request)
         return Empty()
 
     def _device(self, request: device.Attach) -> device.Device:
@@ -177,6 +182,7 @@ class FakeDeviceManager:
             bus=request.buses[0].name,
             slot=0,
             guest_path="02/00",
+            is_guest_first=self.is_guest_first,
             state="plugged",
             since=0.0,
             spec=request.spec,

@@ -99,10 +99,18 @@ def is_looked_for(path: str, serial: str) -> bool:
     return _found.get(path) == serial
 
 
-def let_go_of_pci(path: str) -> None:
-    """Have the kernel give up what is at a PCI path. The hypervisor takes it away without asking."""
+def let_go_of_pci(path: str, serial: str) -> None:
+    """Have the kernel give up a disk at a PCI path. The hypervisor takes it away without asking.
+
+    Raises:
+        RpcError: that is no PCI path.
+        OSError: the kernel still has the disk that was there before, which is dead.
+    """
     device = _pci_device(path)
     if device is not None:
+        before = _found.get(path, serial)
+        if before != serial:
+            raise OSError(errno.EBUSY, f"PCI slot {path} has disk {before}")
         write_text(f"{device}/remove", "1")
     _found.pop(path, None)
 

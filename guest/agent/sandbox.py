@@ -7,7 +7,7 @@ from common.protocols.agent import Empty
 from guest.agent.files import write_text
 from guest.agent.log import log
 from guest.agent.rpc import RpcError
-from guest.agent.storage import Storages
+from guest.agent.storage import Storages, check, let_go
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Sandbox:
         self._storages = Storages(guest.reactor, uevents)
         self._mounted: list[Mounted] = []
         self._of_containers: dict[str, list[Mounted]] = {}
+        self._stuck: list[Mounted] = []
 
     def container(self, container_id: str) -> Container:
         """Return a container.
@@ -87,13 +88,31 @@ class Sandbox:
         self.container(container_id).remove(call, lambda: self._release(container_id))
         del self.containers[container_id]
 
+    def release_disks(self, disks: list[Storage]) -> None:
+        """Let go of disks that nothing is mounted of.
+
+        Raises:
+            RpcError: something is, or will be; or the kernel cannot.
+        """
+        check(disks)
+        for disk in disks:
+            if any(mounted.is_on(disk) for mounted in self._all_mounted()) or self._storages.is_awaited(disk):
+                raise RpcError(status.FAILED_PRECONDITION, f"disk {disk.source!r} is in use")
+            try:
+                let_go(disk)
+            except OSError as err:
+                raise RpcError(status.INTERNAL, f"disk {disk.source!r}: {err}") from err
+
+    def _all_mounted(self) -> list[Mounted]:
+        return [mounted for some in (*self._of_containers.values(), self._mounted, self._stuck) for mounted in some]
+
     def destroy(self, done: Callable[[], None]) -> None:
         """End every container and call back: then all that they wrote is with the host."""
         left = set(self.containers)
 
         def finish() -> None:
             timer.cancel()
-            for mounted in (*self._of_containers.values(), self._mounted):
+            for mounted in (*self._of_containers.values(), self._mounted, self._stuck):
                 while mounted:
                     mounted.pop().unmount_at_the_end()
             done()
@@ -119,4 +138,5 @@ class Sandbox:
             except OSError as err:
                 log("error", "storage not given back", target=mounted.mount_point, error=str(err))
                 stuck.append(mounted.mount_point)
+                self._stuck.append(mounted)
         return f"; in use: {', '.join(stuck)}" if stuck else ""

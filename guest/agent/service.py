@@ -52,6 +52,7 @@ class Service:
             "StatsContainer": (messages.ContainerRequest, self.stats_container),
             "GetOOMEvent": (messages.Empty, self.get_oom_event),
             "RemoveContainer": (messages.RemoveContainerRequest, self.remove_container),
+            "ReleaseDisks": (messages.ReleaseDisksRequest, self.release_disks),
             "ExecProcess": (messages.ExecProcessRequest, self.exec_process),
             "SignalProcess": (messages.SignalProcessRequest, self.signal_process),
             "WaitProcess": (messages.WaitProcessRequest, self.wait_process),
@@ -90,7 +91,11 @@ class Service:
             device_handlers=list(devices.TYPES),
             storage_handlers=list(storage.DRIVERS),
             supports_seccomp=True,
-            extra_features=[messages.STREAM_PORTS_FEATURE, messages.DISK_LIMITS_FEATURE],
+            extra_features=[
+                messages.STREAM_PORTS_FEATURE,
+                messages.DISK_LIMITS_FEATURE,
+                messages.RELEASE_DISKS_FEATURE,
+            ],
         )
         block_size = read_text("/sys/devices/system/memory/block_size_bytes") if request.mem_block_size else ""
         return messages.GuestDetailsResponse(
@@ -147,6 +152,11 @@ class Service:
     def remove_container(self, request: messages.RemoveContainerRequest, call: Call) -> None:
         """Remove a container, whatever it does."""
         self._sandbox.remove(request.container_id, call)
+
+    def release_disks(self, request: messages.ReleaseDisksRequest, _call: Call) -> messages.Empty:
+        """Let go of disks that are no container's after all."""
+        self._sandbox.release_disks(request.disks)
+        return messages.Empty()
 
     def exec_process(self, request: messages.ExecProcessRequest, call: Call) -> None:
         """Start another process in a container."""

@@ -123,7 +123,7 @@ class Blk(Driver):
         if _is_untold(storage):
             from guest.agent import block
 
-            block.let_go_of_pci(storage.source)
+            block.let_go_of_pci(storage.source, _option(storage, "serial"))
 
 
 class MmioBlk(Driver):
@@ -219,6 +219,10 @@ class Mounted:
         self._source = source
         self._driver = driver
 
+    def is_on(self, disk: Storage) -> bool:
+        """Return whether it is on a disk."""
+        return _is_same_disk(self._storage, disk)
+
     def unmount(self) -> None:
         """Write back what is written, unmount, give the device up.
 
@@ -244,6 +248,11 @@ class Storages:
     def __init__(self, reactor: Reactor, uevents: Uevents) -> None:
         self._reactor = reactor
         self._uevents = uevents
+        self._awaited: list[Storage] = []
+
+    def is_awaited(self, disk: Storage) -> bool:
+        """Return whether something is to be mounted as soon as a disk is there."""
+        return any(_is_same_disk(storage, disk) for storage in self._awaited)
 
     def mount(self, storages: list[Storage], mounted: list[Mounted], done: Done) -> None:
         """Mount one after the other.
@@ -270,13 +279,17 @@ class Storages:
             done(f"cannot prepare to mount {storage.source!r} at {storage.mount_point}: {err}")
             return
 
+        def end() -> None:
+            self._uevents.unlisten(attempt)
+            self._awaited.remove(storage)
+
         def attempt() -> None:
             source = driver.source(storage)
             error = None if source is None else _try_mount(driver, source, storage)
             if source is None or error is None:
                 return
             timer.cancel()
-            self._uevents.unlisten(attempt)
+            end()
             if error:
                 driver.let_go(source, storage)  # before the host hears that it was in vain and takes it away
             else:
@@ -284,12 +297,24 @@ class Storages:
             done(error)
 
         def give_up() -> None:
-            self._uevents.unlisten(attempt)
+            end()
             done(f"no {storage.driver} device {_name(storage)} appeared within {_DEVICE_TIMEOUT_S} s")
 
         timer = self._reactor.later(_DEVICE_TIMEOUT_S, give_up)
         self._uevents.listen(attempt)
+        self._awaited.append(storage)
         attempt()
+
+
+def let_go(disk: Storage) -> None:
+    """Give up a disk that nothing is mounted of.
+
+    Raises:
+        RpcError: the storage names no device.
+        OSError: the kernel cannot.
+    """
+    driver = DRIVERS[disk.driver]
+    driver.let_go(driver.source(disk) or "", disk)
 
 
 def check(storages: list[Storage]) -> None:
@@ -312,6 +337,10 @@ def _option(storage: Storage, name: str) -> str:
     """Return the value of a driver option, or nothing."""
     options = (option.partition("=") for option in storage.driver_options)
     return next((value for key, _, value in options if key == name), "")
+
+
+def _is_same_disk(one: Storage, other: Storage) -> bool:
+    return (one.driver, one.source) == (other.driver, other.source)
 
 
 def _is_untold(storage: Storage) -> bool:

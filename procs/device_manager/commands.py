@@ -81,7 +81,7 @@ class Listener(Protocol):
     def current(self, device_id: str) -> Device | None:
         """Return a device as it is now."""
 
-    def happen(self, device_id: str, event: Event, failure: KataError | None = None, **learned: str) -> None:
+    def happen(self, device_id: str, event: Event, failure: KataError | None = None, **learned: str | bool) -> None:
         """Take up what an answer means for a device."""
 
     async def compare(self, sandbox_id: str, hypervisor: str, present: tuple[vmm.PresentDevice, ...]) -> None:
@@ -169,6 +169,7 @@ class Commands:
             hypervisor_id=added.hypervisor_id,
             guest_path=added.guest_path,
             storage_options=added.storage_options,
+            is_guest_first=added.is_guest_first,
         )
 
     async def _remove(self, batch: list[Command]) -> None:
@@ -197,7 +198,7 @@ class Commands:
         service = vmm.service_name(command.hypervisor)
         return await self._bus.call(service, verb, request, timeout_s=2 * CALL_TIMEOUT_S, call_id=call_id)
 
-    def _answer(self, command: Command, event: Event, failure: KataError | None = None, **learned: str) -> None:
+    def _answer(self, command: Command, event: Event, failure: KataError | None = None, **learned: str | bool) -> None:
         """Tell what an answer means, unless the device has meanwhile gone on to where it means something else."""
         if command.device is not None and self._is_due(command):
             self._listener.happen(command.device.device_id, event, failure, **learned)
@@ -212,11 +213,11 @@ def same(device: Device, present: vmm.PresentDevice) -> bool:
     return (present.bus, present.slot) == (device.bus, device.slot)
 
 
-def _learned(present: vmm.PresentDevice | None) -> dict[str, str]:
+def _learned(present: vmm.PresentDevice | None) -> dict[str, str | bool]:
     """Return what a hypervisor's list tells of a device."""
     if present is None:
         return {}
-    names = ("hypervisor_id", "guest_path", "storage_options")
+    names = ("hypervisor_id", "guest_path", "storage_options", "is_guest_first")
     return {name: getattr(present, name) for name in names}
 
 

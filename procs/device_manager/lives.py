@@ -101,7 +101,7 @@ class Lives:
         """Return a device as it is now."""
         return self.table.get(device_id)
 
-    def happen(self, device_id: str, event: Event, failure: KataError | None = None, **learned: str) -> None:
+    def happen(self, device_id: str, event: Event, failure: KataError | None = None, **learned: str | bool) -> None:
         """Take up an answer, a fact or a time that has passed; of a device that is gone it is no news.
 
         Args:
@@ -248,4 +248,4 @@ class Lives:
         now = self.table.get(device_id)
         if now is not None and now.state in USABLE and holder in now.holders:
             log.get().warning("lease ran out", **names(now), holder=holder.name)
-            self.begin(self.table.release(device_id, holder.name))
+            self.begin(self.table.release(device_id, holder.name, is_let_go=False))

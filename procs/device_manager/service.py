@@ -50,7 +50,7 @@ class DeviceService:
         """Register every verb."""
         server.register(contract.ATTACH, self.attach)
         server.register(contract.CONFIRM, self.confirm)
-        server.register(contract.ABORT, self.detach)
+        server.register(contract.ABORT, self.abort)
         server.register(contract.DETACH, self.detach)
         server.register(contract.LIST_DEVICES, self.list_devices)
         server.register(contract.TELL_STORY, self.tell_story)
@@ -94,16 +94,20 @@ class DeviceService:
             StateError: it has been quarantined before.
             KataError: the VM manager is away; the removal goes on when it is back.
         """
-        device = self._table.get(request.device_id)
-        if device is None:
-            return Empty()
-        with self._measures.timed("detach", device.hypervisor, device.kind):
-            now, failure = await self._lives.wait_while(device.device_id, (State.ATTACHING,))
-            if now is not None and now.state == State.ATTACHING and failure is not None:
-                raise failure
-            if now is not None:
-                self._lives.begin(self._table.release(device.device_id, request.holder))
-                await self._wait_gone(device.device_id)
+        await self._give_back(request.device_id, request.holder, is_let_go=True)
+        return Empty()
+
+    async def abort(self, request: contract.Abort) -> Empty:
+        """Give a device up that its holder cannot use; returns as :meth:`detach` does.
+
+        Where the guest goes first and its word is missing, the device stays, quarantined, until that comes.
+
+        Raises:
+            HypervisorError: as of :meth:`detach`.
+            StateError: as of :meth:`detach`.
+            KataError: as of :meth:`detach`.
+        """
+        await self._give_back(request.device_id, request.holder, is_let_go=request.is_let_go)
         return Empty()
 
     async def list_devices(self, request: contract.ListDevices) -> contract.DeviceList:
@@ -124,6 +128,20 @@ class DeviceService:
                 hint="`kata-runtime devices` lists what there is; what is long gone is forgotten",
             )
         return story
+
+    async def _give_back(self, device_id: str, holder: str, *, is_let_go: bool) -> None:
+        """Take a holder away, and see the device to its end if that was the last one."""
+        device = self._table.get(device_id)
+        if device is None:
+            return
+        with self._measures.timed("detach", device.hypervisor, device.kind):
+            now, failure = await self._lives.wait_while(device_id, (State.ATTACHING,))
+            if now is not None and now.state == State.ATTACHING and failure is not None:
+                raise failure
+            if now is not None:
+                released = self._lives.begin(self._table.release(device_id, holder, is_let_go=is_let_go))
+                if released.state != State.QUARANTINED:
+                    await self._wait_gone(device_id)
 
     async def _plugged(self, device_id: str, sandbox_id: str) -> Device:
         """Return a device once it is plugged."""

@@ -11,6 +11,10 @@ r"""The life of one device. Pure: a state and an event give the next state and w
                 (gone) <-- removed ----+      `--> overdue -- present --> quarantined
                   ^--------------------'---------------'----- removed --------'
 
+*An abort is no acknowledgement of the guest.* Some hypervisors take a device without asking the guest, which then keeps
+a dead one. There (``is_guest_first``) a removal is asked for only when a holder says that the guest has let go. What is
+given up without that word is quarantined until the word, or the VM's end, comes.
+
 Any device is gone when its VM ends, and when the hypervisor says so; if nobody had asked for that, it is reported lost.
 A device that is gone has no row any more: its bus, slot and source are free. Until then it keeps all three.
 
@@ -53,6 +57,7 @@ class Event(StrEnum):
     CONFIRMED = "confirmed by the guest"
     RELEASED = "given back by a holder"
     DETACH = "asked to detach"
+    ABORTED = "given up without the guest's word"
 
     ADDED = "added by the hypervisor"
     ACCEPTED = "accepted for removal"
@@ -124,6 +129,7 @@ TRANSITIONS: dict[tuple[State, Event], Step] = {
     **{(state, Event.HELD): (state, (Action.LEASE,)) for state in USABLE},
     **{(state, Event.RELEASED): (state, ()) for state in USABLE},
     **{(state, Event.DETACH): (State.DETACHING, (Action.REMOVE, Action.ANSWER)) for state in (*USABLE, State.UNKNOWN)},
+    **{(state, Event.ABORTED): (State.DETACHING, (Action.REMOVE, Action.ANSWER)) for state in (*USABLE, State.UNKNOWN)},
     **{(state, Event.REMOVED): _LOST for state in USABLE},
     **{(state, Event.ABSENT): _LOST for state in USABLE},
     **{(state, Event.RESUMED): (state, (Action.LEASE, Action.ASK)) for state in USABLE},
@@ -145,14 +151,31 @@ TRANSITIONS: dict[tuple[State, Event], Step] = {
     (State.NEW, Event.FOUND): (State.UNKNOWN, (Action.ASK,)),
 }
 
+_KEPT: Step = (State.QUARANTINED, (Action.REPORT_QUARANTINED, Action.ANSWER))
 
-def after(state: State, event: Event, device_id: str) -> Step:
+GUEST_FIRST: dict[tuple[State, Event], Step] = {
+    **{(state, Event.ABORTED): _KEPT for state in (*USABLE, State.UNKNOWN)},
+    (State.ATTACHING, Event.PRESENT): _KEPT,  # a guest that looked for another device has found it
+    (State.QUARANTINED, Event.ABORTED): (State.QUARANTINED, _ANSWER),
+    (State.QUARANTINED, Event.DETACH): (State.DETACHING, (Action.REMOVE, Action.ANSWER)),
+    (State.QUARANTINED, Event.TRY_AGAIN): (State.QUARANTINED, ()),
+}
+"""What holds instead for a device that the guest must have let go of before its removal is asked for."""
+
+
+def after(state: State, event: Event, device_id: str, *, is_guest_first: bool = False) -> Step:
     """Return the state that follows and what is to be done.
+
+    Args:
+        state: the device's.
+        event: what happened to it.
+        device_id: which device.
+        is_guest_first: see :attr:`common.services.vmm.AddedDevice.is_guest_first`.
 
     Raises:
         StateError: nothing may follow; the message names the device, its state and the event.
     """
     try:
-        return TRANSITIONS[state, event]
+        return (GUEST_FIRST.get((state, event)) if is_guest_first else None) or TRANSITIONS[state, event]
     except KeyError:
         raise StateError(f"device {device_id} is {state} and cannot be {event}") from None

@@ -164,6 +164,7 @@ class Table:
             slot=present.slot,
             guest_path=present.guest_path,
             storage_options=present.storage_options,
+            is_guest_first=present.is_guest_first,
             state=State.NEW,
             since=self._clock(),
             spec=present.spec,
@@ -172,7 +173,7 @@ class Table:
         self._claims.restore([device] if backing else [])
         return self._step(device, Event.FOUND, detail=present.hypervisor_id)
 
-    def apply(self, device_id: str, event: Event, *, detail: str = "", **learned: str) -> Taken:
+    def apply(self, device_id: str, event: Event, *, detail: str = "", **learned: str | bool) -> Taken:
         """Take one step of a device's life.
 
         Args:
@@ -187,7 +188,7 @@ class Table:
         """
         before = self.known(device_id)
         device = msgspec.structs.replace(before, **{name: value for name, value in learned.items() if value})
-        return self._step(device, event, detail=detail or learned.get("hypervisor_id", ""))
+        return self._step(device, event, detail=detail or str(learned.get("hypervisor_id", "")))
 
     def hold(self, device_id: str, request: Attach) -> Taken:
         """Add a holder, whose lease begins; one that is there already stays as it is."""
@@ -212,18 +213,24 @@ class Table:
         holders = tuple(_confirmed(holder) if holder.name == name else holder for holder in device.holders)
         return self._step(msgspec.structs.replace(device, holders=holders), Event.CONFIRMED, detail=name)
 
-    def release(self, device_id: str, name: str) -> Taken:
+    def release(self, device_id: str, name: str, *, is_let_go: bool) -> Taken:
         """Take a holder away; the last one takes the device along. One that is not there changes nothing.
+
+        Args:
+            device_id: which device.
+            name: of the holder.
+            is_let_go: whether the holder says that the guest has let go of the device.
 
         Raises:
             NotFoundError: the device is gone.
-            StateError: it is quarantined.
+            StateError: it is quarantined, and it is not for want of the guest's word.
         """
         device = self.known(device_id)
         holders = tuple(holder for holder in device.holders if holder.name != name)
         if device.state in LEAVING or (holders and holders == device.holders):
             return device, ()
-        event = Event.RELEASED if holders else Event.DETACH
+        last = Event.DETACH if is_let_go else Event.ABORTED
+        event = Event.RELEASED if holders else last
         return self._step(msgspec.structs.replace(device, holders=holders), event, detail=name)
 
     def forget(self, sandbox_id: str) -> None:
@@ -241,7 +248,8 @@ class Table:
 
     def _step(self, device: Device, event: Event, *, detail: str = "") -> Taken:
         """Take a step with a device whose other fields are as they are to be after it."""
-        state, actions = after(State(device.state), event, device.device_id)
+        before, is_guest_first = State(device.state), device.is_guest_first
+        state, actions = after(before, event, device.device_id, is_guest_first=is_guest_first)
         now = self._clock()
         stepped = msgspec.structs.replace(
             device,

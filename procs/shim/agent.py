@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from common import log
 from common.channel import MAX_CHUNK
-from common.errors import GuestError
+from common.errors import GuestError, KataError
 from common.protocols import agent, guest
 from common.protocols.stats import StatsContainerResponse
 from common.ttrpc.client import TtrpcClient
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from procs.shim.streams import StreamNumbers
 
 M = TypeVar("M", bound="Message")
+
+RELEASE_TIMEOUT_S = 10
+"""How long the guest may take to let go of a disk that it could not use."""
 
 CALL_TIMEOUT_S = 60
 """For a call that the guest answers at once, on a host that is loaded beyond reason (upstream's figure)."""
@@ -137,6 +140,17 @@ class Agent:
             stderr_port=streams.stderr,
         )
         await self._call("CreateContainer", request, timeout_s)
+
+    async def release_disk(self, disk: agent.Storage) -> bool:
+        """Have the guest let go of a disk that is no container's; return whether it says that it has."""
+        if agent.RELEASE_DISKS_FEATURE not in self._features:
+            return False
+        try:
+            await self._call("ReleaseDisks", agent.ReleaseDisksRequest(disks=[disk]), RELEASE_TIMEOUT_S)
+        except KataError as err:
+            log.get().warning("the guest does not say that it has let go of a disk", disk=disk.source, error=str(err))
+            return False
+        return True
 
     async def copy(self, copy: Copy) -> None:
         """Have the guest make a file, directory or symbolic link, in pieces that a message holds."""

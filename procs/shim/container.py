@@ -10,6 +10,7 @@ from common.errors import KataError, StateError, UnavailableError
 from common.protocols import events
 from common.protocols.stats import OOM_KILLS, CgroupStats, MemoryStats, StatsContainerResponse
 from common.protocols.task import Timestamp
+from procs.shim.disk import released
 from procs.shim.hooks import Hooks
 from procs.shim.process import GuestProcess
 from procs.shim.tasks import HALTED, Ask, Process, State, Task
@@ -93,7 +94,8 @@ class Container:
         async with AsyncExitStack() as use:
             for spec in dict.fromkeys([disk.spec for disk in wanted.disks] + [node.spec for node in wanted.nodes]):
                 plugged[spec] = await devices.plug(spec, holder=holder, use_s=limit_s)
-                await use.enter_async_context(devices.taken_into_use(plugged[spec], holder=holder))
+                using = devices.taken_into_use(plugged[spec], holder=holder, let_go=self._let_go)
+                await use.enter_async_context(using)
             await self.guest.agent.create_container(
                 self.container_id,
                 wanted.spec,
@@ -102,6 +104,10 @@ class Container:
                 storages=[disk.storage(plugged[disk.spec]) for disk in wanted.disks] + wanted.storages,
                 devices=[node.device(plugged[node.spec]) for node in wanted.nodes],
             )
+
+    async def _let_go(self, plugged: Device) -> bool:
+        disk = released(plugged)
+        return disk is not None and await self.guest.agent.release_disk(disk)
 
     async def follow(self) -> None:
         """See its own process to the end; the ends of its execs are told first."""

@@ -14,7 +14,7 @@ from common.errors import KataError
 from common.services import device
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from common.bus.client import BusClient
     from common.services.device import Device
@@ -60,13 +60,22 @@ class Devices:
         return await self._bus.call(self.service, device.ATTACH, wish, timeout_s=CALL_TIMEOUT_S)
 
     @asynccontextmanager
-    async def taken_into_use(self, plugged: Device, *, holder: str = "") -> AsyncIterator[None]:
-        """Have the guest take a plugged device into use: confirmed at the end of the ``with``, or given back."""
+    async def taken_into_use(
+        self, plugged: Device, *, holder: str = "", let_go: Callable[[Device], Awaitable[bool]] | None = None
+    ) -> AsyncIterator[None]:
+        """Have the guest take a plugged device into use: confirmed at the end of the ``with``, or given back.
+
+        Args:
+            plugged: which.
+            holder: the container that uses it, or empty for the sandbox.
+            let_go: has the guest let go of it, and says whether it has; asked where the guest goes first.
+        """
         ref = device.DeviceRef(device_id=plugged.device_id, holder=holder)
         try:
             yield
         except BaseException:
-            await self._abort(ref)
+            is_let_go = plugged.is_guest_first and let_go is not None and await let_go(plugged)
+            await self._abort(device.Abort(device_id=plugged.device_id, holder=holder, is_let_go=is_let_go))
             raise
         confirmed = await self._bus.call(self.service, device.CONFIRM, ref, timeout_s=CALL_TIMEOUT_S)
         self.in_use[confirmed.device_id] = confirmed
@@ -81,8 +90,8 @@ class Devices:
         answer = await self._bus.call(self.service, device.LIST_DEVICES, asked, timeout_s=timeout_s)
         return {listed.device_id for listed in answer.devices}
 
-    async def _abort(self, ref: device.DeviceRef) -> None:
+    async def _abort(self, wish: device.Abort) -> None:
         try:
-            await self._bus.call(self.service, device.ABORT, ref, timeout_s=CALL_TIMEOUT_S)
+            await self._bus.call(self.service, device.ABORT, wish, timeout_s=CALL_TIMEOUT_S)
         except KataError as err:
-            log.get().warning("attach not aborted, its lease will run out", device=ref.device_id, error=str(err))
+            log.get().warning("attach not aborted, its lease will run out", device=wish.device_id, error=str(err))

@@ -83,6 +83,19 @@ class Node:
         )
 
 
+def released(plugged: Device) -> Storage | None:
+    """Return what the agent is told to let go of a disk; None of what is no disk."""
+    if not isinstance(plugged.spec, BlockSpec):
+        return None
+    return Storage(
+        driver=_STORAGES[plugged.spec.driver],
+        driver_options=_options(plugged),
+        source=plugged.guest_path,
+        fstype=_NODE,
+        mount_point=CONTAINERS_DIRECTORY,
+    )
+
+
 def of_volume(volume: HostMount, container_id: str, driver: BlockDriver) -> Disk:
     """Return the disk of a block device that a container sees at the place of a mount."""
     return Disk(

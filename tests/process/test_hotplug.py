@@ -24,6 +24,8 @@ on_all = pytest.mark.parametrize("kind", ALL.values(), ids=ALL)
 on_fakes = pytest.mark.parametrize("hypervisor", FAKES)
 WAITING = {name: kind for name, kind in ALL.items() if kind.waits_for_guest}
 on_all_that_wait = pytest.mark.parametrize("kind", WAITING.values(), ids=WAITING)
+GUEST_FIRST = {name: kind for name, kind in ALL.items() if not kind.waits_for_guest}
+on_all_where_the_guest_goes_first = pytest.mark.parametrize("kind", GUEST_FIRST.values(), ids=GUEST_FIRST)
 on_fakes_that_wait = pytest.mark.parametrize("hypervisor", [name for name in FAKES if name in WAITING])
 
 
@@ -48,6 +50,21 @@ async def test_the_same_disk_comes_and_goes_at_once_and_nothing_is_left(kind: ty
             await stand.devices.detach(await attached(stand, "a"))
         assert await stand.vmm.has() == NOTHING
         assert await stand.devices.list() == ()
+
+
+@on_all_where_the_guest_goes_first
+@in_event_loop
+async def test_a_disk_that_is_given_up_stays_until_the_guest_has_let_go(kind: type[Vmm]) -> None:
+    async with plugging_into(kind) as stand:
+        first = await stand.devices.attach(spec=stand.disk("a"))
+        await stand.devices.abort(first, is_let_go=False)
+        assert await stand.devices.devices() == {first.hypervisor_id: "quarantined"}
+        assert await stand.vmm.has() == ({first.hypervisor_id}, {"a"})
+        with pytest.raises(AlreadyExistsError, match="quarantined"):
+            await stand.devices.attach(spec=stand.disk("a"))
+        await stand.devices.abort(first, is_let_go=True)
+        assert await stand.vmm.has() == NOTHING
+        await agree(stand, await attached(stand, "a"))
 
 
 @on_all_that_wait

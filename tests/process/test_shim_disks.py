@@ -14,7 +14,7 @@ import toml
 from common import paths, status
 from common.errors import GuestError, KataError
 from common.linux import loop
-from common.protocols import oci, task
+from common.protocols import agent, oci, task
 from common.protocols.agent import CreateContainerRequest
 from common.services import device
 from common.services.vmm import BlockSpec
@@ -129,6 +129,45 @@ async def test_a_guest_that_cannot_use_the_disk_has_it_taken_away(stand: ShimSta
     with pytest.raises(KataError, match="cannot mount ext4 '/dev/vda'"):
         await create(stand, shim, an_image(stand))
     assert stand.devices.calls == ["attach", "confirm", "attach", "abort"]
+
+
+@stand_test
+async def test_where_the_guest_goes_first_its_word_is_asked_for_and_handed_on(stand: ShimStand) -> None:
+    assert await word_of_a_guest_that_cannot_use_the_disk(stand, [agent.RELEASE_DISKS_FEATURE], None) == (1, True)
+
+
+@stand_test
+async def test_where_the_guest_goes_first_and_keeps_a_disk_that_is_said(stand: ShimStand) -> None:
+    in_use = Refusal(status.FAILED_PRECONDITION, "in use")
+    assert await word_of_a_guest_that_cannot_use_the_disk(stand, [agent.RELEASE_DISKS_FEATURE], in_use) == (1, False)
+
+
+@stand_test
+async def test_an_agent_that_gives_no_word_is_not_asked(stand: ShimStand) -> None:
+    """Upstream's."""
+    assert await word_of_a_guest_that_cannot_use_the_disk(stand, [], None) == (0, False)
+
+
+async def word_of_a_guest_that_cannot_use_the_disk(
+    stand: ShimStand, features: list[str], refusal: Refusal | None
+) -> tuple[int, bool]:
+    """Return how often the agent was asked to let go of it, and what the device manager was told."""
+    stand.devices.is_guest_first = True
+    stand.vms.features = [agent.STREAM_PORTS_FEATURE, *features]
+    shim = await with_disks(stand)
+    await stand.devices.has_confirmed.wait()
+    assert stand.vms.guest is not None
+    stand.vms.guest.refusals["CreateContainer"] = Refusal(status.UNAVAILABLE, "no")
+    if refusal:
+        stand.vms.guest.refusals["ReleaseDisks"] = refusal
+    with pytest.raises(KataError, match="no"):
+        await create(stand, shim, an_image(stand))
+    asked = [call for _, call in stand.vms.guest.calls if isinstance(call, agent.ReleaseDisksRequest)]
+    for disk in (disk for request in asked for disk in request.disks):
+        assert (disk.driver, disk.source, disk.driver_options) == ("blk", "02/00", ["serial=d2"])
+    (wish,) = stand.devices.aborted
+    assert (wish.device_id, wish.holder) == ("d2", stand.id)
+    return len(asked), wish.is_let_go
 
 
 @stand_test

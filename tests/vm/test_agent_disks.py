@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,14 @@ import pytest
 
 from common import status
 from common.channel import NO_STREAM
-from common.protocols.agent import AGENT_SERVICE, OVERLAY_DIRECTORY, CreateContainerRequest, Empty, Storage
+from common.protocols.agent import (
+    AGENT_SERVICE,
+    OVERLAY_DIRECTORY,
+    CreateContainerRequest,
+    Empty,
+    ReleaseDisksRequest,
+    Storage,
+)
 from common.testing.agent_client import AgentError
 from common.testing.guest_sandbox import GuestSandbox, Task, container_spec, make_busybox_rootfs
 from common.testing.stack import GUEST
@@ -159,6 +167,30 @@ def test_a_disk_that_nobody_tells_of_is_looked_for_and_let_go_also_if_it_was_in_
             with pytest.raises(AgentError, match="cannot mount xfs"):
                 sandbox.run("true", storages=[disk])
         assert seen_disks(sandbox) == [], "it was not asked for"
+        sandbox.vm.unplug_disk(serial)
+
+
+def test_a_disk_that_no_container_has_is_let_go_when_that_is_asked(
+    sandbox: GuestSandbox, ext4: Path, tmp_path: Path
+) -> None:
+    """To look for one disk is to find all."""
+    serials = new_serial(), new_serial()
+    disks = [storage("blk", f"05/0{slot}", serial) for slot, serial in enumerate(serials, start=1)]
+    for slot, (serial, disk) in enumerate(zip(serials, disks, strict=True), start=1):
+        image = tmp_path / serial
+        shutil.copyfile(ext4, image)
+        sandbox.vm.plug_disk(image, serial, slot=slot)
+        disk.driver_options.append("untold")
+    task = sandbox.run("cat", "hello", storages=[disks[0]])
+    assert output(task) == "from the disk"
+    assert seen_disks(sandbox) == ["vda", "vdb"]
+    sandbox.agent.ask("ReleaseDisks", ReleaseDisksRequest(disks=[disks[1]]), Empty)
+    assert seen_disks(sandbox) == ["vda"]
+    with pytest.raises(AgentError, match="disk '05/01' is in use"):
+        sandbox.agent.ask("ReleaseDisks", ReleaseDisksRequest(disks=[disks[0]]), Empty)
+    task.remove()
+    assert seen_disks(sandbox) == []
+    for serial in serials:
         sandbox.vm.unplug_disk(serial)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from common import shards
 from common.errors import (
@@ -26,7 +26,7 @@ from common.errors import (
     UnavailableError,
 )
 from common.services import vmm
-from common.services.device import Attach, Device, DeviceRef
+from common.services.device import Abort, Attach, Device, DeviceRef
 from common.workers import Workers
 from procs.device_manager.commands import Command
 from procs.device_manager.lives import Lives
@@ -100,7 +100,12 @@ class Running:
 
 
 class Hypervisor:
-    """The VM manager and the hypervisor behind it: what is in ``present`` is true."""
+    """The VM manager and the hypervisor behind it: what is in ``present`` is true.
+
+    Attributes:
+        is_guest_first: whether it takes devices without asking the guest.
+        let_go_of: serials of devices of which somebody has said that the guest has let go.
+    """
 
     def __init__(self) -> None:
         self.present: dict[str, vmm.AddDevice] = {}
@@ -108,6 +113,8 @@ class Hypervisor:
         self.running: list[Running] = []
         self.remembered: dict[str, Any] = {}
         self.is_away = False
+        self.is_guest_first = False
+        self.let_go_of: set[str] = set()
         self._added = 0
         self._calls = 0
 
@@ -139,10 +146,14 @@ class Hypervisor:
                     assert other.spec.source != request.spec.source, "a source is used twice"
                 self._added += 1
                 self.present[f"blk-{self._added}"] = request
-                return vmm.AddedDevice(hypervisor_id=f"blk-{self._added}", guest_path="02/00")
+                return vmm.AddedDevice(
+                    hypervisor_id=f"blk-{self._added}", guest_path="02/00", is_guest_first=self.is_guest_first
+                )
             case vmm.RemoveDevice():
                 if request.hypervisor_id not in self.present:
                     return NotFoundError("no such device")
+                serial = self.present[request.hypervisor_id].serial
+                assert not self.is_guest_first or serial in self.let_go_of, "the guest is left with a dead device"
                 self.unplugging.add(request.hypervisor_id)
                 return None
             case _:
@@ -152,7 +163,12 @@ class Hypervisor:
         return vmm.PresentDevices(
             devices=tuple(
                 vmm.PresentDevice(
-                    hypervisor_id=name, bus=added.bus, slot=added.slot, serial=added.serial, spec=added.spec
+                    hypervisor_id=name,
+                    bus=added.bus,
+                    slot=added.slot,
+                    serial=added.serial,
+                    spec=added.spec,
+                    is_guest_first=self.is_guest_first,
                 )
                 for name, added in self.present.items()
             )
@@ -238,6 +254,10 @@ class Machine(RuleBasedStateMachine):
                 future.set_exception(answer) if isinstance(answer, Exception) else future.set_result(answer)
         self.run_idle()
 
+    @initialize(is_guest_first=st.booleans())
+    def choose(self, is_guest_first: bool) -> None:
+        self.hypervisor.is_guest_first = is_guest_first
+
     # What callers want.
 
     @rule(source=st.sampled_from(SOURCES), holder=st.sampled_from(HOLDERS))
@@ -250,8 +270,20 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data(), holder=st.sampled_from(HOLDERS), is_confirmed=st.booleans())
     def use_or_give_back(self, data: st.DataObject, holder: str, is_confirmed: bool) -> None:
         device_id = data.draw(st.sampled_from(sorted(self.rows.rows)))
-        reference = DeviceRef(device_id=device_id, holder=holder)
-        self.ask(self.service.confirm(reference) if is_confirmed else self.service.detach(reference))
+        if is_confirmed:
+            self.ask(self.service.confirm(DeviceRef(device_id=device_id, holder=holder)))
+        else:
+            self.give_back(device_id, holder)
+
+    @precondition(lambda self: self.rows.rows)
+    @rule(data=st.data(), holder=st.sampled_from(HOLDERS))
+    def give_up_without_a_word(self, data: st.DataObject, holder: str) -> None:
+        device_id = data.draw(st.sampled_from(sorted(self.rows.rows)))
+        self.ask(self.service.abort(Abort(device_id=device_id, holder=holder)))
+
+    def give_back(self, device_id: str, holder: str) -> None:
+        self.hypervisor.let_go_of.add(device_id)
+        self.ask(self.service.detach(DeviceRef(device_id=device_id, holder=holder)))
 
     # What the VM manager and the hypervisor do.
 
@@ -362,6 +394,10 @@ class Machine(RuleBasedStateMachine):
                 self.news._note_removed(vmm.DeviceRemoved(sandbox_id=SANDBOX, hypervisor_id=hypervisor_id))
             while self.timers:
                 self.timers.pop().set_result(None)
+            for row in self.rows.load() if self.hypervisor.is_guest_first else ():
+                if row.state in {"quarantined", "unknown"}:
+                    for holder in HOLDERS:
+                        self.give_back(row.device_id, holder)
             self.run_idle()
         rows = self.rows.rows.values()
         assert {row.state for row in rows} <= {"attached"}
@@ -487,5 +523,51 @@ def test_books_that_are_lost_are_begun_anew_with_sources_and_claims(machine: Mac
     machine.attach("/a", "c2")
     assert "held by device" in str(machine.callers[-1].exception())
     machine.ask(machine.service.detach(DeviceRef(device_id=after.device_id, holder="c1")))  # who had it knows its id
+    carried_out(machine, vmm.RemoveDevice)
+    assert states(machine) == ["detaching"]
+
+
+def test_a_lease_that_runs_out_is_not_the_guests_word(machine: Machine) -> None:
+    machine.hypervisor.is_guest_first = True
+    machine.attach("/a", "c1")
+    carried_out(machine, vmm.AddDevice)
+    machine.timers.pop().set_result(None)
+    machine.run_idle()
+    assert states(machine) == ["quarantined"]
+    assert not machine.hypervisor.running
+    (device,) = machine.rows.load()
+    machine.ask(machine.service.abort(Abort(device_id=device.device_id, holder="c1")))
+    assert machine.callers[-1].exception() is None
+    assert states(machine) == ["quarantined"], "no word yet"
+    machine.hypervisor.let_go_of.add(device.device_id)
+    machine.ask(machine.service.abort(Abort(device_id=device.device_id, holder="c1", is_let_go=True)))
+    carried_out(machine, vmm.RemoveDevice)
+    assert states(machine) == ["detaching"]
+    machine.news._note_removed(vmm.DeviceRemoved(sandbox_id=SANDBOX, hypervisor_id=device.hypervisor_id))
+    machine.hypervisor.let_go(device.hypervisor_id)
+    machine.run_idle()
+    assert machine.callers[-1].exception() is None
+    assert states(machine) == []
+
+
+def test_a_device_without_the_guests_word_is_gone_with_its_vm(machine: Machine) -> None:
+    machine.hypervisor.is_guest_first = True
+    machine.attach("/a", "c1")
+    carried_out(machine, vmm.AddDevice)
+    (device,) = machine.rows.load()
+    machine.ask(machine.service.abort(Abort(device_id=device.device_id, holder="c1")))
+    assert states(machine) == ["quarantined"]
+    machine.attach("/a", "c1")
+    assert "is quarantined" in str(machine.callers[-1].exception())
+    machine.hypervisor.present.clear()
+    machine.lives.end(machine.lives.table.of(SANDBOX))
+    assert states(machine) == []
+
+
+def test_an_aborted_attach_is_removed_where_the_hypervisor_asks_the_guest(machine: Machine) -> None:
+    machine.attach("/a", "c1")
+    carried_out(machine, vmm.AddDevice)
+    (device,) = machine.rows.load()
+    machine.ask(machine.service.abort(Abort(device_id=device.device_id, holder="c1")))
     carried_out(machine, vmm.RemoveDevice)
     assert states(machine) == ["detaching"]

@@ -11,21 +11,45 @@ from procs.device_manager.commands import ANSWERS
 from procs.device_manager.states import LIVE, TRANSITIONS, USABLE, Action, Event, State, after
 
 
-@given(st.lists(st.sampled_from(Event), max_size=40))
-def test_only_the_hypervisor_frees_what_it_may_hold(events: list[Event]) -> None:
+@given(st.lists(st.sampled_from(Event), max_size=40), st.booleans())
+def test_only_the_hypervisor_frees_what_it_may_hold(events: list[Event], is_guest_first: bool) -> None:
     """However events come, a device that was asked for is gone by the hypervisor's word or the end of its VM only."""
     state, was_asked = State.ATTACHING, False
     for event in events:
         if event is Event.UNREACHED and was_asked:
             continue  # a repeated add has no such outcome
         try:
-            state, _ = after(state, event, "d")
+            state, _ = after(state, event, "d", is_guest_first=is_guest_first)
         except StateError:
             continue
         was_asked = was_asked or event is not Event.HELD
         if state is State.GONE:
             assert event in {Event.REMOVED, Event.ABSENT, Event.VM_ENDED, Event.UNREACHED}
             return
+
+
+@given(st.lists(st.sampled_from(Event), max_size=40))
+def test_where_the_guest_goes_first_no_removal_is_asked_for_without_its_word(events: list[Event]) -> None:
+    state, is_let_go = State.ATTACHING, False
+    for event in events:
+        try:
+            state, actions = after(state, event, "d", is_guest_first=True)
+        except StateError:
+            continue
+        is_let_go = is_let_go or event is Event.DETACH
+        assert is_let_go or Action.REMOVE not in actions
+        assert is_let_go or state not in {State.DETACHING, State.OVERDUE}
+
+
+def test_without_the_guests_word_a_device_is_quarantined_until_that_comes() -> None:
+    for state in USABLE:
+        assert after(state, Event.ABORTED, "d")[0] is State.DETACHING, "the hypervisor asks the guest"
+        kept = after(state, Event.ABORTED, "d", is_guest_first=True)
+        assert kept == (State.QUARANTINED, (Action.REPORT_QUARANTINED, Action.ANSWER))
+    let_go = after(State.QUARANTINED, Event.DETACH, "d", is_guest_first=True)
+    assert let_go == (State.DETACHING, (Action.REMOVE, Action.ANSWER))
+    with pytest.raises(StateError):
+        after(State.QUARANTINED, Event.DETACH, "d")
 
 
 def test_only_a_first_add_can_be_known_not_to_have_been_asked() -> None:

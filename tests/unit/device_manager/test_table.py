@@ -89,8 +89,8 @@ def test_a_vm_without_such_a_bus_says_so(table: Table) -> None:
 
 def test_a_full_bus_says_by_what_and_leaves_the_others_free(table: Table) -> None:
     devices = [plugged(table), plugged(table), plugged(table)]
-    table.release(devices[0].device_id, "c1")
-    table.release(devices[1].device_id, "c1")
+    table.release(devices[0].device_id, "c1", is_let_go=True)
+    table.release(devices[1].device_id, "c1", is_let_go=True)
     quarantine(table, devices[1])
     with pytest.raises(
         ExhaustedError, match="no free scsi slot: of 3, 1 are held, 1 pending removal, 1 quarantined"
@@ -123,7 +123,7 @@ def test_a_source_belongs_to_one_device_of_a_sandbox(table: Table) -> None:
         AlreadyExistsError, match="attached read-write by virtio-blk and cannot also be attached read-only"
     ):
         table.holding(wish(BlockSpec(source="/disk", is_read_only=True)), "file 1:1")
-    table.release(device.device_id, "c1")
+    table.release(device.device_id, "c1", is_let_go=True)
     quarantine(table, device)
     with pytest.raises(AlreadyExistsError, match="which is quarantined"):
         table.holding(wish(BLK), "file 1:1")
@@ -154,19 +154,19 @@ def test_the_last_holder_takes_the_device_along(table: Table) -> None:
     assert table.hold(device_id, second)[1] == (), "who holds it already changes nothing"
     confirmed, _ = table.confirm(device_id, "c2")
     assert [(holder.name, holder.is_confirmed) for holder in confirmed.holders] == [("c1", False), ("c2", True)]
-    assert table.release(device_id, "c1")[0].state == State.ATTACHED
-    assert table.release(device_id, "c1") == (table.known(device_id), ())
-    gone, actions = table.release(device_id, "c2")
+    assert table.release(device_id, "c1", is_let_go=True)[0].state == State.ATTACHED
+    assert table.release(device_id, "c1", is_let_go=True) == (table.known(device_id), ())
+    gone, actions = table.release(device_id, "c2", is_let_go=True)
     assert (gone.state, gone.holders, gone.removals) == (State.DETACHING, (), 1)
     assert Action.REMOVE in actions
-    assert table.release(device_id, "c2")[1] == (), "it is on its way out"
+    assert table.release(device_id, "c2", is_let_go=True)[1] == (), "it is on its way out"
 
 
 def test_who_does_not_hold_a_device_cannot_confirm_it(table: Table) -> None:
     device_id = plugged(table).device_id
     with pytest.raises(NotFoundError, match="has no holder 'c9'"):
         table.confirm(device_id, "c9")
-    table.release(device_id, "c1")
+    table.release(device_id, "c1", is_let_go=True)
     with pytest.raises(StateError, match="is detaching and cannot be confirmed by the guest"):
         table.confirm(device_id, "c1")
     with pytest.raises(NotFoundError, match="no device 'd9'"):

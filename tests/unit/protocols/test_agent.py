@@ -28,6 +28,7 @@ NUMBERS: dict[type[Message], dict[str, int]] = {
     agent.ExecProcessRequest: {
         "container_id": 1, "exec_id": 2, "process": 4, "stdin_port": 5, "stdout_port": 6, "stderr_port": 7,
     },
+    agent.ReleaseDisksRequest: {"disks": 1},
     agent.SignalProcessRequest: {"container_id": 1, "exec_id": 2, "signal": 3},
     agent.WaitProcessRequest: {"container_id": 1, "exec_id": 2},
     agent.WaitProcessResponse: {"status": 1},

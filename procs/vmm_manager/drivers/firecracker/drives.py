@@ -102,6 +102,7 @@ class Drives:
                 serial=device.serial,
                 guest_path=device.place,
                 storage_options=device.storage_options,
+                is_guest_first=True,
                 spec=device.spec,
             )
             for device_id, device in self._record.devices.items()
@@ -163,4 +164,9 @@ class Drives:
 
     def _added(self, device_id: str) -> AddedDevice:
         device = self._record.devices[device_id]
-        return AddedDevice(hypervisor_id=device_id, guest_path=device.place, storage_options=device.storage_options)
+        return AddedDevice(
+            hypervisor_id=device_id,
+            guest_path=device.place,
+            storage_options=device.storage_options,
+            is_guest_first=True,
+        )
