@@ -101,17 +101,17 @@ class FakeVmManager:
         self.present.pop(hypervisor_id)
         if is_told:
             body = vmm.DeviceRemoved(sandbox_id=SANDBOX, hypervisor_id=hypervisor_id)
-            await self._publisher.publish(vmm.DEVICE_REMOVED, body)
+            await self._publisher.publish(vmm.DEVICE_REMOVED, body, audience=shards.FIRST)
 
     async def publish_nonsense(self) -> None:
         """Publish an event whose body is not of its type."""
-        await self._publisher.publish(Event(vmm.VM_EXITED.topic, Empty), Empty())
+        await self._publisher.publish(Event(vmm.VM_EXITED.topic, Empty), Empty(), audience=shards.FIRST)
 
     async def end_vm(self) -> None:
         """Have the VM end."""
         self.is_running = False
         self.present.clear()
-        await self._publisher.publish(vmm.VM_EXITED, vmm.VmExited(sandbox_id=SANDBOX))
+        await self._publisher.publish(vmm.VM_EXITED, vmm.VmExited(sandbox_id=SANDBOX), audience=shards.FIRST)
 
     async def _add(self, request: vmm.AddDevice) -> vmm.AddedDevice:
         self._require_vm()
@@ -233,7 +233,7 @@ class DeviceManager:
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
         """Hear from here on what the device manager publishes."""
-        async with Subscriber([self.service]) as self._news:
+        async with Subscriber({self.service: self._sandbox_id}) as self._news:
             assert isinstance(await anext(self._news), Resync)
             yield
 

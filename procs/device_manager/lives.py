@@ -219,11 +219,11 @@ class Lives:
     def _report_lost(self, device: Device) -> None:
         self.lost += 1
         log.get().error("device lost: removed without our asking", **names(device))
-        self._workers.spawn(self._publisher.publish(DEVICE_LOST, device))
+        self._workers.spawn(self._publisher.publish(DEVICE_LOST, device, audience=device.sandbox_id))
 
     def _report_quarantined(self, device: Device) -> None:
         log.get().error("device quarantined: the guest did not let go", **names(device))
-        self._workers.spawn(self._publisher.publish(DEVICE_QUARANTINED, device))
+        self._workers.spawn(self._publisher.publish(DEVICE_QUARANTINED, device, audience=device.sandbox_id))
 
     def _start_leases(self, device: Device) -> None:
         for holder in device.holders:

@@ -38,9 +38,9 @@ class News:
         self._workers = workers
 
     async def follow(self, hypervisors: Iterable[str]) -> None:
-        """Hear what the VM managers publish, for ever."""
+        """Hear what the VM managers publish of this shard's sandboxes, for ever."""
         services = {vmm.service_name(hypervisor): hypervisor for hypervisor in hypervisors}
-        async with Subscriber(services) as news:
+        async with Subscriber(dict.fromkeys(services, self._service)) as news:
             async for item in news:
                 if isinstance(item, Resync) or not self._hear(item):
                     self._workers.spawn(self._reconcile(item.service, services[item.service]))

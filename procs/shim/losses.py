@@ -29,7 +29,7 @@ async def tell_losses(sandbox: Sandbox) -> None:
         devices = (await sandbox.wait_booted()).devices
     except KataError:
         return  # there is no guest that could lose anything
-    async with Subscriber([devices.service]) as news:
+    async with Subscriber({devices.service: sandbox.sandbox_id}) as news:
         async for item in news:
             try:
                 if isinstance(item, Resync):

@@ -178,7 +178,7 @@ class Registry:
         with log.bound(request=record.request_id, sandbox=sandbox_id):
             machine = None
             try:
-                machine = await self._driver.adopt(record, self._workers, self._announcer(sandbox_id))
+                machine = await self._driver.adopt(record, self._workers, self._announcer(record))
             except FileNotFoundError:
                 pass  # the sandbox is being cleaned up
             except OSError as err:  # its files are not what we left: the other VMs must not suffer
@@ -189,7 +189,7 @@ class Registry:
                 return
             log.get().info("remains of a VM found")
             await _try_remove_remains(sandbox_id)
-            await self._publisher.publish(VM_EXITED, VmExited(sandbox_id=sandbox_id))
+            await self._tell_exited(sandbox_id, record.device_manager)
 
     async def _start(self, request: CreateVm) -> Machine:
         record = VmRecord(
@@ -201,12 +201,12 @@ class Registry:
         Path(paths.vm_dir(request.sandbox_id)).mkdir(mode=0o700)
         cgroup.create(request.sandbox_id)
         record.save()
-        return await self._driver.start(record, self._workers, self._announcer(request.sandbox_id))
+        return await self._driver.start(record, self._workers, self._announcer(record))
 
-    def _announcer(self, sandbox_id: str) -> Callable[[str], None]:
+    def _announcer(self, record: VmRecord) -> Callable[[str], None]:
         def announce(hypervisor_id: str) -> None:
-            removed = DeviceRemoved(sandbox_id=sandbox_id, hypervisor_id=hypervisor_id)
-            self._workers.spawn(self._publisher.publish(DEVICE_REMOVED, removed))
+            removed = DeviceRemoved(sandbox_id=record.sandbox_id, hypervisor_id=hypervisor_id)
+            self._workers.spawn(self._publisher.publish(DEVICE_REMOVED, removed, audience=record.device_manager))
 
         return announce
 
@@ -228,7 +228,10 @@ class Registry:
         del self._machines[sandbox_id]
         await _try_remove_remains(sandbox_id)
         log.get().info("VM ended", sandbox=sandbox_id)
-        await self._publisher.publish(VM_EXITED, VmExited(sandbox_id=sandbox_id))
+        await self._tell_exited(sandbox_id, machine.vm.device_manager)
+
+    async def _tell_exited(self, sandbox_id: str, device_manager: str) -> None:
+        await self._publisher.publish(VM_EXITED, VmExited(sandbox_id=sandbox_id), audience=device_manager)
 
     def _forget_vanished(self) -> None:
         """Drop what is remembered of sandboxes that the shim's `delete` has removed: nobody can ask for them."""

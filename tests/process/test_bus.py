@@ -52,6 +52,11 @@ class Word(msgspec.Struct, frozen=True, kw_only=True):
     word: str
 
 
+class Saying(msgspec.Struct, frozen=True, kw_only=True):
+    word: str
+    audience: str = "you"
+
+
 class Count(msgspec.Struct, frozen=True, kw_only=True):
     count: int
     pid: int
@@ -63,7 +68,7 @@ BOAST = Verb("boast", Empty, Word)
 COUNT = Verb("count", Empty, Count)
 REFUSE = Verb("refuse", Empty, Empty)
 CRASH = Verb("crash", Empty, Empty)
-SAY = Verb("say", Word, Empty)
+SAY = Verb("say", Saying, Empty)
 SAID = Event("said", Word)
 
 
@@ -95,8 +100,8 @@ async def serve() -> None:
     async def crash(_: Empty) -> Empty:
         raise ZeroDivisionError("oh")
 
-    async def say(request: Word) -> Empty:
-        await publisher.publish(SAID, request)
+    async def say(request: Saying) -> Empty:
+        await publisher.publish(SAID, Word(word=request.word), audience=request.audience)
         return Empty()
 
     async with BusServer(SERVICE) as server, Publisher(SERVICE) as publisher:
@@ -128,6 +133,12 @@ async def reached(bus: BusClient) -> None:
             except (UnavailableError, InterruptedCallError):
                 continue
             return
+
+
+async def received(socket: zmq.asyncio.Socket) -> News:
+    audience, message = await socket.recv_multipart()
+    assert audience == b"you\0"
+    return decode(message, News)
 
 
 @in_event_loop
@@ -288,12 +299,12 @@ async def test_a_second_server_is_refused_and_the_first_lives_on() -> None:
 
 @in_event_loop
 async def test_events_arrive_in_order_and_a_restart_shows() -> None:
-    async with BusClient() as bus, Subscriber([SERVICE]) as news:
+    async with BusClient() as bus, Subscriber({SERVICE: "you"}) as news:
         with running():
             await reached(bus)
             assert await anext(news) == Resync(service=SERVICE)
             for word in ("a", "b"):
-                await bus.call(SERVICE, SAY, Word(word=word), timeout_s=5)
+                await bus.call(SERVICE, SAY, Saying(word=word), timeout_s=5)
             heard = [await anext(news), await anext(news)]
             assert [item.body_of(SAID) for item in heard if isinstance(item, Received)] == [
                 Word(word="a"),
@@ -305,12 +316,27 @@ async def test_events_arrive_in_order_and_a_restart_shows() -> None:
 
 
 @in_event_loop
+async def test_what_concerns_others_is_not_heard_and_leaves_no_gap() -> None:
+    with running():
+        async with BusClient() as bus, Subscriber({SERVICE: "you"}) as yours, Subscriber({SERVICE: "youth"}) as others:
+            await reached(bus)
+            assert await anext(yours) == await anext(others) == Resync(service=SERVICE)
+            for word, audience in (("a", "you"), ("b", "youth"), ("c", "youth"), ("d", "you")):
+                await bus.call(SERVICE, SAY, Saying(word=word, audience=audience), timeout_s=5)
+            for news, words in ((yours, "ad"), (others, "bc")):
+                heard = [await anext(news), await anext(news)]
+                assert [item.body_of(SAID) for item in heard if isinstance(item, Received)] == [
+                    Word(word=word) for word in words
+                ]
+
+
+@in_event_loop
 async def test_whoever_subscribes_later_hears_at_once_where_it_stands() -> None:
     with running():
-        async with BusClient() as bus, Subscriber([SERVICE]) as first:
+        async with BusClient() as bus, Subscriber({SERVICE: "you"}) as first:
             await reached(bus)
             assert await anext(first) == Resync(service=SERVICE)
-            async with Subscriber([SERVICE]) as second:
+            async with Subscriber({SERVICE: "you"}) as second:
                 assert await anext(second) == Resync(service=SERVICE)
 
 
@@ -322,12 +348,12 @@ async def test_the_number_of_a_last_event_is_repeated_and_nothing_without_one() 
             await reached(bus)
             context = zmq.asyncio.Context()
             with context, context.socket(zmq.SUB) as socket:
-                socket.setsockopt(zmq.SUBSCRIBE, b"")
+                socket.setsockopt(zmq.SUBSCRIBE, b"you\0")
                 socket.connect(f"ipc://{paths.bus_dir()}/{SERVICE}.events")
-                greeting = decode(await socket.recv(), News)
+                greeting = await received(socket)
                 assert not await socket.poll(3 * 1000 * REPEATS_S[0])
-                await bus.call(SERVICE, SAY, Word(word="a"), timeout_s=5)
-                event, repeat = [decode(await socket.recv(), News) for _ in range(2)]
+                await bus.call(SERVICE, SAY, Saying(word="a"), timeout_s=5)
+                event, repeat = [await received(socket) for _ in range(2)]
             assert [(news.topic, news.sequence) for news in (greeting, event, repeat)] == [
                 ("", 0),
                 (SAID.topic, 1),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from common import paths
+from common import paths, shards
 from common.bus.events import Subscriber
 from common.errors import HypervisorError, KataError, NotFoundError, UnavailableError, UnsupportedError
 from common.linux import cgroup, identity
@@ -65,7 +65,7 @@ async def test_what_callers_are_told_of_it() -> None:
 
 @in_event_loop
 async def test_a_share_is_served_until_the_guest_lets_it_go() -> None:
-    async with running() as (manager, vm, fake), Subscriber([manager.service]) as news:
+    async with running() as (manager, vm, fake), Subscriber({manager.service: shards.FIRST}) as news:
         Path(paths.share_dir(vm.sandbox_id)).mkdir()
         added = await manager.add(vm.sandbox_id)
         assert added == vmm.AddedDevice(hypervisor_id="_fs1", guest_path="03")
@@ -93,7 +93,7 @@ async def test_a_share_that_cannot_be_is_undone() -> None:
 @pytest.mark.parametrize("name", ["rebooting", "shutdown"])
 @in_event_loop
 async def test_a_guest_that_is_not_the_one_that_was_started_ends_its_vm(name: str) -> None:
-    async with running() as (manager, vm, fake), Subscriber([manager.service]) as news:
+    async with running() as (manager, vm, fake), Subscriber({manager.service: shards.FIRST}) as news:
         await fake.print("Kernel panic - not syncing\n")
         await fake.tell("vm", name)
         await heard(news, vmm.VM_EXITED.topic)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from common import shards
 from common.bus.events import Subscriber
 from common.errors import HypervisorError, KataError, NotFoundError, UsageError
 from common.services.vmm import InterfaceKind, NetworkSpec
@@ -83,7 +84,7 @@ async def test_an_add_that_is_never_answered_is_found_by_its_address() -> None:
 @in_event_loop
 async def test_a_second_removal_is_not_asked_of_a_version_that_panics(version: str) -> None:
     with namespace() as pod:
-        async with plugging("clh", "--as", version) as stand, Subscriber([stand.manager.service]) as news:
+        async with plugging("clh", "--as", version) as stand, Subscriber({stand.manager.service: shards.FIRST}) as news:
             nic = await stand.manager.plug(stand.sandbox_id, NetworkSpec(namespace=pod.path, interface="tap0"))
             await stand.vmm.guest_lets_go(does=False)
             for _ in range(2):

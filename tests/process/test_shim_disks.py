@@ -184,9 +184,9 @@ async def test_a_disk_that_cannot_be_plugged_is_said(stand: ShimStand) -> None:
 async def test_a_disk_that_vanishes_is_said_in_the_log(stand: ShimStand) -> None:
     shim, image = await with_disks(stand), an_image(stand)
     await create(stand, shim, image)
-    await stand.devices.publisher.publish(device.DEVICE_LOST, device_of_another(stand))
+    await stand.devices.publisher.publish(device.DEVICE_LOST, device_of_another(stand), audience=stand.id)
     disk = stand.devices.present.pop()
-    await stand.devices.publisher.publish(device.DEVICE_LOST, disk)
+    await stand.devices.publisher.publish(device.DEVICE_LOST, disk, audience=stand.id)
     record = await stand.logged("device lost: I/O on it fails")
     assert (record["level"], record["device"], record["source"]) == ("error", "d2", image)
     assert record["containers"] == [stand.id]
@@ -196,7 +196,7 @@ async def test_a_disk_that_vanishes_is_said_in_the_log(stand: ShimStand) -> None
 async def test_a_disk_that_vanished_unheard_is_said_when_the_device_manager_is_back(stand: ShimStand) -> None:
     shim, image = await with_disks(stand), an_image(stand)
     await create(stand, shim, image)
-    await stand.devices.publisher.publish(device.DEVICE_LOST, device_of_another(stand))
+    await stand.devices.publisher.publish(device.DEVICE_LOST, device_of_another(stand), audience=stand.id)
     del stand.devices.present[1]
     await stand.restart_publisher()
     assert (await stand.logged("device lost: I/O on it fails"))["device"] == "d2"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from common import shards
 from common.bus.events import Subscriber
 from common.errors import HypervisorError, NotFoundError
 from common.testing.demands import How
@@ -45,7 +46,7 @@ async def test_a_guest_is_paused_and_goes_on_and_each_may_be_asked_for_twice(kin
 @on_all_that_wait
 @in_event_loop
 async def test_a_guest_lets_nothing_go_while_it_is_paused(kind: type[Vmm]) -> None:
-    async with plugging_into(kind) as stand, Subscriber([stand.manager.service]) as news:
+    async with plugging_into(kind) as stand, Subscriber({stand.manager.service: shards.FIRST}) as news:
         added = await stand.manager.plug(stand.sandbox_id, stand.disk("a"))
         await stand.manager.pause(stand.sandbox_id)
         await stand.manager.remove(stand.sandbox_id, added.hypervisor_id)
@@ -83,7 +84,7 @@ async def test_a_pause_that_is_refused_is_told_and_one_that_acted_is_a_pause(hyp
 @on_fakes
 @in_event_loop
 async def test_a_vm_that_has_ended_or_never_was_is_said(hypervisor: str) -> None:
-    async with plugging(hypervisor) as stand, Subscriber([stand.manager.service]) as news:
+    async with plugging(hypervisor) as stand, Subscriber({stand.manager.service: shards.FIRST}) as news:
         with pytest.raises(NotFoundError, match="sandbox nobody has no running VM"):
             await stand.manager.pause("nobody")
         os.kill(stand.vm.process.pid, signal.SIGKILL)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from common import log, paths
+from common import log, paths, shards
 from common.config import ClhConfig, QemuConfig
 from common.errors import HypervisorError, NotFoundError, UnsupportedError, UsageError
 from common.linux import cgroup, identity, mounts
@@ -174,7 +174,8 @@ class Told:
         self.bodies: list[object] = []
         self._news = asyncio.Condition()
 
-    async def publish(self, _: object, body: object) -> None:
+    async def publish(self, _: object, body: object, *, audience: str) -> None:
+        assert audience == shards.FIRST
         async with self._news:
             self.bodies.append(body)
             self._news.notify_all()

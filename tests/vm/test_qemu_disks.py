@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from common import paths
+from common import paths, shards
 from common.bus.events import Subscriber
 from common.config import BlockDriver
 from common.errors import AlreadyExistsError, HypervisorError, KataError, NotFoundError, UsageError
@@ -64,7 +64,7 @@ async def assert_agreed(manager: Manager, vm: vmm.Vm, wanted: dict[str, str], mo
 @in_event_loop
 async def test_disks_come_and_go(sandbox: str, driver: BlockDriver) -> None:
     where = {BlockDriver.VIRTIO_BLK: ("04/01", "04/02"), SCSI: ("0:0", "0:1")}[driver]
-    async with managing() as manager, Subscriber([SERVICE]) as news:
+    async with managing() as manager, Subscriber({SERVICE: shards.FIRST}) as news:
         vm = await manager.create(sandbox, block_device_driver=driver)
         await booted(vm)
         first, second = image(sandbox, "image1"), image(sandbox, "image2")
@@ -143,7 +143,7 @@ async def test_a_read_only_disk_may_be_in_two_vms(sandbox: str) -> None:
 
 @in_event_loop
 async def test_disks_survive_the_manager(sandbox: str) -> None:
-    async with managing() as manager, Subscriber([SERVICE]) as news:
+    async with managing() as manager, Subscriber({SERVICE: shards.FIRST}) as news:
         await resynced(news)
         vm = await manager.create(sandbox)
         await booted(vm)
@@ -181,7 +181,7 @@ async def test_a_step_that_a_dead_manager_had_begun_is_undone(sandbox: str) -> N
 
 @in_event_loop
 async def test_a_device_whose_file_stays_open_is_not_told_gone(sandbox: str) -> None:
-    async with managing() as manager, Subscriber([SERVICE]) as news:
+    async with managing() as manager, Subscriber({SERVICE: shards.FIRST}) as news:
         vm = await manager.create(sandbox)
         await booted(vm)
         path = image(sandbox)
@@ -202,7 +202,7 @@ async def test_a_device_whose_file_stays_open_is_not_told_gone(sandbox: str) -> 
 
 @in_event_loop
 async def test_a_frozen_guest_lets_go_when_it_is_thawed(sandbox: str) -> None:
-    async with managing() as manager, Subscriber([SERVICE]) as news:
+    async with managing() as manager, Subscriber({SERVICE: shards.FIRST}) as news:
         vm = await manager.create(sandbox)
         await booted(vm)
         path = image(sandbox)
@@ -245,7 +245,7 @@ async def cycle(manager: Manager, news: Subscriber, sandbox: str, spec: vmm.Bloc
 
 
 async def run_cycles(sandbox: str, driver: BlockDriver, count: int) -> None:
-    async with managing() as manager, Subscriber([SERVICE]) as news:
+    async with managing() as manager, Subscriber({SERVICE: shards.FIRST}) as news:
         vm = await manager.create(sandbox, block_device_driver=driver)
         await booted(vm)
         spec = disk(image(sandbox), driver=driver)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from common import shards
 from common.bus.events import Subscriber
 from common.errors import KataError, NotFoundError, UsageError
 from common.services.vmm import InterfaceKind, NetworkSpec
@@ -30,7 +31,7 @@ async def seen(manager: Manager, vm: vmm.Vm) -> tuple[set[str], set[str]]:
 @in_event_loop
 async def test_a_tap_comes_with_its_device_and_goes_with_it(sandbox: str) -> None:
     with namespace() as pod:
-        async with managing() as manager, Subscriber([SERVICE]) as news:
+        async with managing() as manager, Subscriber({SERVICE: shards.FIRST}) as news:
             vm = await manager.create(sandbox)
             await booted(vm)
             spec = NetworkSpec(namespace=pod.path, interface="tap0")
@@ -51,7 +52,7 @@ async def test_a_tap_that_was_there_stays_and_so_does_a_macvtap(sandbox: str) ->
         pod.ip("tuntap", "add", "tap0", "mode", "tap", "vnet_hdr")
         mac = pod.add_macvtap("mv0")
         before = pod.interfaces()
-        async with managing() as manager, Subscriber([SERVICE]) as news:
+        async with managing() as manager, Subscriber({SERVICE: shards.FIRST}) as news:
             vm = await manager.create(sandbox)
             await booted(vm)
             tap = await manager.plug(sandbox, NetworkSpec(namespace=pod.path, interface="tap0"), 0)

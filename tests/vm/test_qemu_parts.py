@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from common import shards
 from common.bus.events import Subscriber
 from common.errors import ExhaustedError, HypervisorError, UnsupportedError, UsageError
 from common.services.vmm import CpuSpec, MemorySpec
@@ -17,7 +18,7 @@ MORE_MEMORY = {"default_maxmemory": MEMORY_MIB + 256, "memory_slots": 2}
 
 @in_event_loop
 async def test_a_processor_comes_and_goes(sandbox: str) -> None:
-    async with managing() as manager, Subscriber([SERVICE]) as news:
+    async with managing() as manager, Subscriber({SERVICE: shards.FIRST}) as news:
         vm = await manager.create(sandbox, **TWO_CPUS)
         await booted(vm)
         async with Monitor(vm) as monitor:
@@ -40,7 +41,7 @@ async def test_a_processor_comes_and_goes(sandbox: str) -> None:
 
 @in_event_loop
 async def test_memory_comes_and_goes(sandbox: str) -> None:
-    async with managing() as manager, Subscriber([SERVICE]) as news:
+    async with managing() as manager, Subscriber({SERVICE: shards.FIRST}) as news:
         vm = await manager.create(sandbox, **MORE_MEMORY)
         await booted(vm)
         async with Monitor(vm) as monitor:

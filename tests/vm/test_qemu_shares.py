@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from common import paths
+from common import paths, shards
 from common.bus.events import Subscriber
 from common.errors import AlreadyExistsError, HypervisorError, NotFoundError, UsageError
 from common.linux import cgroup, mounts
@@ -31,7 +31,7 @@ async def ended(processes: list[psutil.Process]) -> None:
 
 @in_event_loop
 async def test_devices_come_and_go(sandbox: str) -> None:
-    async with managing() as manager, Subscriber([SERVICE]) as news:
+    async with managing() as manager, Subscriber({SERVICE: shards.FIRST}) as news:
         await booted(await manager.create(sandbox))
         for number, (slot, path) in enumerate([(0, "04/01"), (0, "04/01"), (29, "04/1e")], start=1):
             device = await manager.add(sandbox, slot)
@@ -63,7 +63,7 @@ async def test_a_slot_takes_one_device(sandbox: str) -> None:
 
 @in_event_loop
 async def test_devices_survive_the_manager(sandbox: str) -> None:
-    async with managing() as manager, Subscriber([SERVICE]) as news:
+    async with managing() as manager, Subscriber({SERVICE: shards.FIRST}) as news:
         await resynced(news)
         await booted(await manager.create(sandbox))
         await manager.add(sandbox, 0)

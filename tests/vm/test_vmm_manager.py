@@ -11,7 +11,7 @@ import psutil
 import pytest
 from qemu.qmp import QMPClient
 
-from common import paths
+from common import paths, shards
 from common.bus.events import Subscriber
 from common.errors import HypervisorError, NotFoundError
 from common.linux import cgroup
@@ -73,7 +73,7 @@ async def test_a_vm_detached_from_the_manager(sandbox: str) -> None:
 
 @in_event_loop
 async def test_the_end_of_a_vm_is_told_and_its_last_words_are_kept(sandbox: str) -> None:
-    async with managing() as manager, Subscriber([SERVICE]) as news:
+    async with managing() as manager, Subscriber({SERVICE: shards.FIRST}) as news:
         await manager.create(sandbox, kernel_params="rdinit=/no/such/init")
         await heard(news, vmm.VM_EXITED.topic)
         status = await manager.describe(sandbox)
@@ -138,7 +138,7 @@ async def test_the_next_vm_of_a_sandbox_never_meets_the_last(sandbox: str) -> No
 @in_event_loop
 async def test_a_sandbox_that_was_cleaned_up_behind_its_back(sandbox: str) -> None:
     """By the shim's `delete`, which asks nobody, while the manager cleans up as well."""
-    async with managing() as manager, Subscriber([SERVICE]) as news:
+    async with managing() as manager, Subscriber({SERVICE: shards.FIRST}) as news:
         await manager.create(sandbox)
         await asyncio.to_thread(cleanup.clean, sandbox, "/no/bundle", "/no/socket")
         assert not Path(paths.sandbox_dir(sandbox)).exists()

@@ -49,7 +49,8 @@ def test_peers_take_turns_and_the_first_round_does_not_count() -> None:
 def test_the_ratios_compare_what_was_measured_in_the_same_round(capsys: pytest.CaptureFixture[str]) -> None:
     run.report(
         {
-            run._BOOT: [2.0, 5.0, 2.0],
+            run._BOOT: [1.5, 5.0, 2.0],
+            run._BOOT_AGAIN: [2.5, 5.0, 2.0],
             run._RUN: [3.0, 6.0, 9.0],
             run._RUNC_RUN: [0.1, 0.4, 0.1],
             run._CRUN_RUN: [0.4, 0.1, 0.9],
@@ -59,8 +60,8 @@ def test_the_ratios_compare_what_was_measured_in_the_same_round(capsys: pytest.C
         }
     )
     printed = capsys.readouterr().out
-    assert "(runc: ctr run + crun run in the guest) = 1.000 / 0.500 = 2.00\n" in printed
-    assert "(runc: ctr task exec + crun exec in the guest) = 0.300 / 0.300 = 1.00\n" in printed
+    assert "(runc: ctr run + crun run in the guest) = 1.000 (1.000 to 7.000) / 0.500 = 2.00\n" in printed
+    assert "(runc: ctr task exec + crun exec in the guest) = 0.300 (0.300 to 0.900) / 0.300 = 1.00\n" in printed
 
 
 def test_output_is_read_to_its_last_byte_and_not_beyond() -> None:

@@ -226,7 +226,7 @@ class Machine(RuleBasedStateMachine):
     async def look(self, spec: vmm.DeviceSpec) -> str:
         return f"file {spec.source}"
 
-    async def publish(self, *_: object) -> None:
+    async def publish(self, *_: object, **_audience: str) -> None:
         """Be the publisher."""
 
     def run_idle(self) -> None:
