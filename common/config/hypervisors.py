@@ -126,6 +126,7 @@ class ClhConfig(GrowingSection, frozen=True, kw_only=True, tag="clh"):
     """``[hypervisor.clh]``: Cloud Hypervisor. ``hypervisor_loglevel`` is how often ``-v`` is given, at most 3.
 
     ``default_bridges`` is how many PCI segments a VM has, each with a bus of 31 slots; upstream's VMs have two, always.
+    ``disable_landlock`` is ours too: else a VMM opens only what its VM needs, where the kernel can enforce that.
     With ``enable_virtio_mem`` memory that came after the boot can go again; without, it comes by ACPI and stays.
     """
 
@@ -136,6 +137,7 @@ class ClhConfig(GrowingSection, frozen=True, kw_only=True, tag="clh"):
     block_device_cache_set: bool = False
     block_device_cache_direct: bool = False
     disable_seccomp: bool = False
+    disable_landlock: bool = False
     hypervisor_loglevel: int = 1
 
 

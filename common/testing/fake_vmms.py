@@ -153,6 +153,12 @@ class CloudHypervisor(_Lines):
         await self.ask("print", text=text)
 
 
+class UnconfinedCloudHypervisor(CloudHypervisor):
+    """One that may open every file of the host."""
+
+    config: ClassVar[dict[str, object]] = {**CloudHypervisor.config, "disable_landlock": True}
+
+
 class Firecracker(_Lines):
     """The fake Firecracker, without a jailer, with disks on PCI. Its guest is not asked: it must have let go before."""
 

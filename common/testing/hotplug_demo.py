@@ -16,8 +16,8 @@ from qemu.qmp import ExecuteError
 
 from common import paths
 from common.testing.clh_api import ClhApi
-from common.testing.fake_vmms import Qemu
-from common.testing.hotplug_stand import FakeStand, plugging
+from common.testing.fake_vmms import Qemu, UnconfinedCloudHypervisor
+from common.testing.hotplug_stand import FakeStand, HotplugStand, plugging, plugging_into
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,7 +90,7 @@ def _without_questions(said: list[str]) -> list[str]:
     return [line for number, line in enumerate(said) if not {number, number - 1} & questions]
 
 
-async def left_to_clh(stand: FakeStand) -> list[str]:
+async def left_to_clh(stand: HotplugStand[UnconfinedCloudHypervisor]) -> list[str]:
     """Add and remove without waiting and without ids, with a guest that is not done yet; return what was said."""
     directory = paths.vm_dir(stand.sandbox_id)
     slots = stand.vm.hotplug_buses[0].slots
@@ -143,7 +143,7 @@ def _told(outcomes: dict[str, tuple[str, list[str]]], left: list[str], ours: lis
 
 async def main() -> None:
     """Show both."""
-    async with plugging("clh") as stand:
+    async with plugging_into(UnconfinedCloudHypervisor) as stand:
         left = await left_to_clh(stand)
     async with plugging() as stand:
         print("\n".join(_told(await old_way(stand), left, await our_way(stand))))  # noqa: T201 - a program

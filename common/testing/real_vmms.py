@@ -64,14 +64,20 @@ class RealCloudHypervisor(Vmm):
         devices = {name for name in tree if name.startswith(("_disk", "_fs"))}
         return devices, set(self._open_files())
 
+    async def totals(self) -> tuple[int, int]:
+        """Return how many processors the VM has, each of which is a thread, and how much memory, in MiB."""
+        names = [file.read_text() for file in Path(f"/proc/{self._vm.process.pid}/task").glob("*/comm")]
+        info = await asyncio.to_thread(self._api.get, "vm.info")
+        return sum(name.startswith("vcpu") for name in names), info["memory_actual_size"] >> 20
+
     def _open_files(self) -> list[str]:
+        """Return which, whatever path it has opened them by."""
+        ours = {_file_of(file): file.name for file in Path(paths.run_dir()).iterdir() if file.is_file()}
         found = []
         for file in Path(f"/proc/{self._vm.process.pid}/fd").iterdir():
             with suppress(FileNotFoundError):  # it was closed meanwhile
-                target = file.readlink()
-                if target.parent == Path(paths.run_dir()) and target.is_file():
-                    found.append(target.name)
-        return found
+                found.append(ours.get(_file_of(file), ""))
+        return list(filter(None, found))
 
     @classmethod
     def install(cls, directory: Path, *_: str) -> str:
@@ -129,6 +135,11 @@ class RealFirecrackerWithPlaceholders(RealFirecracker):
     config: ClassVar[dict[str, object]] = {**_JAILED, "block_device_driver": BlockDriver.VIRTIO_MMIO}
     bus = "placeholders"
     driver = BlockDriver.VIRTIO_MMIO
+
+
+def _file_of(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 async def _wait_agent(vm: Vm) -> None:

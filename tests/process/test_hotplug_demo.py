@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from common.testing.fake_vmms import UnconfinedCloudHypervisor
 from common.testing.hotplug_demo import ATTEMPTS, left_to_clh, old_way, our_way, shortened
-from common.testing.hotplug_stand import plugging
+from common.testing.hotplug_stand import plugging, plugging_into
 from common.testing.isolation import in_event_loop
 
 PAGE = (Path(__file__).resolve().parent.parent.parent / "docs/hotplug.md").read_text()
@@ -32,7 +33,7 @@ async def test_what_was_only_accepted_is_still_in_the_way() -> None:
 
 @in_event_loop
 async def test_names_of_the_hypervisors_choice_cure_one_of_three() -> None:
-    async with plugging("clh") as stand:
+    async with plugging_into(UnconfinedCloudHypervisor) as stand:
         said = await left_to_clh(stand)
         answers = [line.removeprefix("<- ") for line in said if line.startswith("<- ")]
         refusals = [answer for answer in answers if not answer.startswith(("_disk", "accepted"))]

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fcntl import ioctl
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.testing.fake_cloud_hypervisor.totals import RefusalError, Totals
 
@@ -42,6 +42,14 @@ _IFREQ_SIZE = 40
 _BOOT_DEVICES = ("__rng", "_vsock0")
 
 
+class Lock(NamedTuple):
+    """A file that is open: where it is, which file that is, and whether it is written."""
+
+    path: str
+    file: tuple[int, int]
+    is_written: bool
+
+
 @dataclass
 class Device:
     """A device in a slot, and what it holds of the host."""
@@ -62,7 +70,7 @@ class Machine:
         lets_go: whether the guest lets devices go by itself.
         devices: what is plugged, by id.
         orphans: names in the tree that lead nowhere.
-        locked: the files that are open, each with whether it is written.
+        locked: the files that are open.
         busy: the device manager's lock.
         totals: processors and memory, once it has booted.
     """
@@ -76,7 +84,7 @@ class Machine:
     devices: dict[str, Device] = field(default_factory=dict)
     leaving: set[str] = field(default_factory=set)
     orphans: set[str] = field(default_factory=set)
-    locked: list[tuple[str, bool]] = field(default_factory=list)
+    locked: list[Lock] = field(default_factory=list)
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
     totals: Totals | None = None
     _next_name: int = 0
@@ -176,7 +184,7 @@ class Machine:
     def has(self) -> tuple[list[str], list[str]]:
         """Return the hot-plugged devices, and the files that are open."""
         plugged = [name for name in self.devices if name not in _BOOT_DEVICES]
-        return plugged, [path for path, _ in self.locked]
+        return plugged, [lock.path for lock in self.locked]
 
     def _move(self, before: str, after: str, what: str, verb: str) -> None:
         if self.state != before:
@@ -198,6 +206,13 @@ class Machine:
         self._next_name += 1
         return name
 
+    def _require_access(self, path: str, prefix: tuple[str, ...]) -> None:
+        """Refuse what no rule of Landlock allows; where a file is found counts, also one that is bound there."""
+        rules = self.config.get("landlock_rules") or ()
+        found = Path(path).resolve()
+        if self.config.get("landlock_enable") and not any(found.is_relative_to(rule["path"]) for rule in rules):
+            raise RefusalError(500, *prefix, f"I/O error (path={path} op=open)", "Permission denied (os error 13)")
+
     def _lock(self, body: dict[str, Any], prefix: tuple[str, ...]) -> ExitStack:
         path, is_written = _lock_of(body)
         if not Path(path).exists():
@@ -207,15 +222,18 @@ class Machine:
                 "No such file or directory (os error 2)",
             )
             raise RefusalError(500, *prefix, *reasons)
-        if any(path == other and (is_written or written) for other, written in self.locked):
+        self._require_access(path, (*prefix, "Cannot open disk path"))
+        file = _file_of(path)
+        if any(file == other.file and (is_written or other.is_written) for other in self.locked):
             kind = "Write" if is_written else "Read"
             reason = f"Failed to get {kind} lock for disk image: {path}"
             raise RefusalError(
                 500, *prefix, "Cannot lock images of all block devices", reason, "The file is already locked"
             )
-        self.locked.append((path, is_written))
+        lock = Lock(_origin(path), file, is_written)
+        self.locked.append(lock)
         held = ExitStack()
-        held.callback(self.locked.remove, (path, is_written))
+        held.callback(self.locked.remove, lock)
         return held
 
     def _keep(self, body: dict[str, Any], prefix: tuple[str, ...]) -> ExitStack:
@@ -237,8 +255,9 @@ class Machine:
                 raise RefusalError(500, *prefix, *reasons) from err
         return held
 
-    def _map(self, body: dict[str, Any], _: tuple[str, ...]) -> ExitStack:
+    def _map(self, body: dict[str, Any], prefix: tuple[str, ...]) -> ExitStack:
         """Open a file, which nobody locks."""
+        self._require_access(str(body["file"]), prefix)
         fd = os.open(str(body["file"]), os.O_RDONLY)
         held = ExitStack()
         held.callback(os.close, fd)
@@ -288,6 +307,19 @@ class Machine:
             tree[name] = {"id": name, "resources": [], "parent": wrapper, "children": []}
             tree[wrapper] = {"id": wrapper, "resources": [], "children": [name], "pci_bdf": _bdf(device)}
         return tree
+
+
+def _file_of(path: str) -> tuple[int, int]:
+    """Return which file it is, by whatever path."""
+    found = Path(path).stat()
+    return found.st_dev, found.st_ino
+
+
+def _origin(path: str) -> str:
+    """Return where a file is that may be bound to a path (proc_pid_mountinfo(5): root and mount point)."""
+    mounted = (line.split(" ") for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    bound = {fields[4]: fields[3] for fields in mounted}
+    return bound.get(str(Path(path).resolve()), path)
 
 
 def _lock_of(body: dict[str, Any]) -> tuple[str, bool]:

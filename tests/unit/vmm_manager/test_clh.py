@@ -18,9 +18,11 @@ from common.errors import (
     UnsupportedError,
     UsageError,
 )
+from common.linux import landlock
 from common.services.vmm import BlockSpec, BusKind, HotplugBus, PmemSpec
 from procs.vmm_manager.drivers.cloud_hypervisor import devices, requests, topology
 from procs.vmm_manager.drivers.cloud_hypervisor.api import is_refusal, meaning_of
+from procs.vmm_manager.drivers.cloud_hypervisor.confinement import Confinement
 from procs.vmm_manager.drivers.cloud_hypervisor.versions import features_of
 
 ADD = ["Error from API", "The disk could not be added to the VM", "Error from device manager"]
@@ -118,12 +120,26 @@ def test_an_address_on_another_bus_is_refused(address: str) -> None:
         topology.pci_path(address)
 
 
+def vm_config(config: ClhConfig) -> dict[str, Any]:
+    return requests.vm_config(config, Confinement(config, "/vm"))
+
+
+@pytest.mark.parametrize(("abi", "is_disabled", "is_on"), [(3, False, True), (3, True, False), (2, False, False)])
+def test_it_is_confined_where_the_kernel_can_and_the_configuration_does_not_forbid(
+    monkeypatch: pytest.MonkeyPatch, abi: int, is_disabled: bool, is_on: bool
+) -> None:
+    monkeypatch.setattr(landlock, "abi", lambda: abi)
+    asked = vm_config(ClhConfig(disable_landlock=is_disabled))
+    assert asked.get("landlock_enable", False) is is_on
+    assert ({"path": "/vm", "access": "rw"} in asked.get("landlock_rules", [])) is is_on
+
+
 def test_nothing_that_hurts_is_left_to_a_default() -> None:
-    disk = requests.disk(BlockSpec(source="/d", is_read_only=True), "s" * 20, ClhConfig())
+    disk = requests.disk("/d", BlockSpec(source="/d", is_read_only=True), "s" * 20, ClhConfig())
     assert (disk["path"], disk["readonly"], disk["image_type"], disk["serial"]) == ("/d", True, "Raw", "s" * 20)
     assert "id" not in disk
     assert "id" not in requests.share("tag", "socket", ClhConfig())
-    vm = requests.vm_config(ClhConfig(default_memory=300, default_vcpus=2, kernel="/k", initrd="/i"))
+    vm = vm_config(ClhConfig(default_memory=300, default_vcpus=2, kernel="/k", initrd="/i"))
     assert vm["memory"] == {"size": 300 << 20, "shared": True}
     assert vm["cpus"] == {"boot_vcpus": 2, "max_vcpus": 2}
     assert (vm["payload"]["kernel"], vm["payload"]["initramfs"]) == ("/k", "/i")
@@ -132,7 +148,7 @@ def test_nothing_that_hurts_is_left_to_a_default() -> None:
 
 def test_what_others_serve_is_named_by_where_it_is() -> None:
     assert requests.host_device("0000:3b:00.0") == {"path": "/sys/bus/pci/devices/0000:3b:00.0"}
-    assert requests.pmem(PmemSpec(source="/m", is_read_only=True)) == {"file": "/m", "discard_writes": True}
+    assert requests.pmem("/m", PmemSpec(source="/m", is_read_only=True)) == {"file": "/m", "discard_writes": True}
     served = requests.vhost_user_disk("/s", "0f")
     assert (served["vhost_user"], served["vhost_socket"], served["serial"]) == (True, "/s", "0f")
 
@@ -144,8 +160,10 @@ def test_a_device_of_the_host_has_its_address_itself() -> None:
 
 def test_cache_options_count_if_they_are_set_at_all() -> None:
     spec = BlockSpec(source="/d")
-    assert not requests.disk(spec, "", ClhConfig(block_device_cache_direct=True))["direct"]
-    assert requests.disk(spec, "", ClhConfig(block_device_cache_set=True, block_device_cache_direct=True))["direct"]
+    assert not requests.disk("/d", spec, "", ClhConfig(block_device_cache_direct=True))["direct"]
+    assert requests.disk("/d", spec, "", ClhConfig(block_device_cache_set=True, block_device_cache_direct=True))[
+        "direct"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -162,5 +180,5 @@ def test_the_command_line(config: dict[str, Any], words: list[str]) -> None:
 
 
 def test_debug_shows_what_the_guests_kernel_does() -> None:
-    assert requests.vm_config(ClhConfig(enable_debug=True))["payload"]["cmdline"].endswith(" debug")
-    assert "debug" not in requests.vm_config(ClhConfig())["payload"]["cmdline"]
+    assert vm_config(ClhConfig(enable_debug=True))["payload"]["cmdline"].endswith(" debug")
+    assert "debug" not in vm_config(ClhConfig())["payload"]["cmdline"]

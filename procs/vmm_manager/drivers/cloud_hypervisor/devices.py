@@ -175,7 +175,7 @@ class Devices:
             KataError: the failure. The record keeps a device that is there although it was refused: whoever compares
                 finds it.
         """
-        said = self._kind(name).said(name)
+        said = self._kind(name).said(name, self._record.devices[name])
         info = await self._api.get("vm.info")
         found = self._found(info, name)
         if not found:
@@ -184,8 +184,8 @@ class Devices:
             self._learn(name, found)
         else:
             return self._added(name, found, bdf_of(_tree_of(info), found))
-        if isinstance(failure, HypervisorError):
-            raise HypervisorError(failure.message + said, hint=failure.hint) from failure
+        if isinstance(failure, KataError):
+            raise type(failure)(failure.message + said, hint=failure.hint) from failure
         raise failure
 
     def _added(self, name: str, hypervisor_id: str, bdf: str) -> AddedDevice:

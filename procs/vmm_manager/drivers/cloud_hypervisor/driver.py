@@ -26,6 +26,7 @@ from common.services.vmm import (
 from procs.vmm_manager.drivers import Capabilities
 from procs.vmm_manager.drivers.cloud_hypervisor import requests, topology
 from procs.vmm_manager.drivers.cloud_hypervisor.api import Api, is_refusal
+from procs.vmm_manager.drivers.cloud_hypervisor.confinement import Confinement
 from procs.vmm_manager.drivers.cloud_hypervisor.events import EventStream
 from procs.vmm_manager.drivers.cloud_hypervisor.machine import ClhMachine
 from procs.vmm_manager.drivers.cloud_hypervisor.versions import features_of
@@ -139,10 +140,12 @@ async def _boot(record: VmRecord, config: ClhConfig, api: Api, process: Process)
     """Have a VM made and booted; return what callers are told of it."""
     version = await api.ping(timeout_s=_START_TIMEOUT_S)
     features_of(version)  # refuses what is too old
-    await api.put("vm.create", requests.vm_config(config), timeout_s=_START_TIMEOUT_S)
+    directory = paths.vm_dir(record.sandbox_id)
+    confinement = Confinement(config, directory)
+    log.get().info("confined by Landlock" if confinement.is_on else "not confined by Landlock")
+    await api.put("vm.create", requests.vm_config(config, confinement), timeout_s=_START_TIMEOUT_S)
     await api.put("vm.boot", timeout_s=_START_TIMEOUT_S)
     info = await api.get("vm.info")
-    directory = paths.vm_dir(record.sandbox_id)
     return Vm(
         sandbox_id=record.sandbox_id,
         hypervisor=ClhDriver.name,

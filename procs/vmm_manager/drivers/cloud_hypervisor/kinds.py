@@ -6,7 +6,7 @@ kind               is asked for by    is known in ``vm.info``  stands on
 share              ``vm.add-fs``      by its socket            a virtiofsd
 disk               ``vm.add-disk``    by its serial            a file or block device
 vhost-user disk    ``vm.add-disk``    by its serial            a program's socket
-persistent memory  ``vm.add-pmem``    by its file              a file
+persistent memory  ``vm.add-pmem``    by its file's path       a file
 host's device      ``vm.add-device``  by its path              a PCI device in sysfs
 network device     ``vm.add-net``     by its MAC address       a tap or macvtap, whose descriptor goes beside the
                                                                request
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from common.config import ClhConfig
     from procs.vmm_manager.drivers.cloud_hypervisor.api import Api
+    from procs.vmm_manager.drivers.cloud_hypervisor.confinement import Confinement
     from procs.vmm_manager.drivers.daemons import Daemons
     from procs.vmm_manager.record import DeviceRecord
 
@@ -74,7 +75,7 @@ class Kind:
         """
         raise NotImplementedError
 
-    def said(self, _name: str) -> str:
+    def said(self, _name: str, _device: DeviceRecord) -> str:
         """Return what a failure's message should add to Cloud Hypervisor's own words."""
         return ""
 
@@ -107,7 +108,7 @@ class Share(Kind):
         body = requests.share(device.spec.tag, name, self._config)
         return await self._api.put("vm.add-fs", {**body, **place})
 
-    def said(self, name: str) -> str:
+    def said(self, name: str, _device: DeviceRecord) -> str:
         """See :class:`Kind`."""
         return self._daemons.said(name)
 
@@ -121,7 +122,23 @@ class Share(Kind):
         self._daemons.adopt(name)
 
 
-class Disk(Kind):
+class _File(Kind):
+    """Devices on a file or block device, which is shown to Cloud Hypervisor while it opens it (``confinement``)."""
+
+    def __init__(self, config: ClhConfig, api: Api, confinement: Confinement) -> None:
+        super().__init__(config, api)
+        self._confinement = confinement
+
+    def said(self, name: str, device: DeviceRecord) -> str:
+        """See :class:`Kind`."""
+        return self._confinement.said(name, device.spec.source)
+
+    async def clear(self, name: str, *, is_ejected: bool) -> None:
+        """See :class:`Kind`."""
+        await asyncio.to_thread(self._confinement.hide, name)
+
+
+class Disk(_File):
     """Disks."""
 
     prefix = "disk-"
@@ -132,12 +149,13 @@ class Disk(Kind):
         """See :class:`Kind`."""
         return device.serial
 
-    async def plug(self, _name: str, device: DeviceRecord, place: Mapping[str, int]) -> Any:  # noqa: ANN401 - JSON
+    async def plug(self, name: str, device: DeviceRecord, place: Mapping[str, int]) -> Any:  # noqa: ANN401 - JSON
         """See :class:`Kind`."""
         assert isinstance(device.spec, BlockSpec)
         await asyncio.to_thread(is_block_device, device.spec.source)
-        body = requests.disk(device.spec, device.serial, self._config)
-        return await self._api.put("vm.add-disk", {**body, **place})
+        with self._confinement.shown(name, device.spec.source) as path:
+            body = requests.disk(path, device.spec, device.serial, self._config)
+            return await self._api.put("vm.add-disk", {**body, **place})
 
 
 class VhostUserDisk(Kind):
@@ -158,22 +176,23 @@ class VhostUserDisk(Kind):
         return await self._api.put("vm.add-disk", {**body, **place})
 
 
-class Pmem(Kind):
+class Pmem(_File):
     """Files that a guest maps."""
 
     prefix = "pmem-"
     section = "pmem"
     mark = "file"
 
-    def marked(self, _name: str, device: DeviceRecord) -> str:
+    def marked(self, name: str, device: DeviceRecord) -> str:
         """See :class:`Kind`."""
-        return device.spec.source
+        return self._confinement.path(name, device.spec.source)
 
-    async def plug(self, _name: str, device: DeviceRecord, place: Mapping[str, int]) -> Any:  # noqa: ANN401 - JSON
+    async def plug(self, name: str, device: DeviceRecord, place: Mapping[str, int]) -> Any:  # noqa: ANN401 - JSON
         """See :class:`Kind`."""
         assert isinstance(device.spec, PmemSpec)
         file_size(device.spec.source)
-        return await self._api.put("vm.add-pmem", {**requests.pmem(device.spec), **place})
+        with self._confinement.shown(name, device.spec.source) as path:
+            return await self._api.put("vm.add-pmem", {**requests.pmem(path, device.spec), **place})
 
 
 class Vfio(Kind):

@@ -11,9 +11,10 @@ import asyncio
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from common import log
+from common import log, paths
 from common.errors import KataError
 from common.services.vmm import BlockSpec, NetworkSpec, PmemSpec, ShareSpec, VfioSpec, VhostUserDiskSpec
+from procs.vmm_manager.drivers.cloud_hypervisor.confinement import Confinement
 from procs.vmm_manager.drivers.cloud_hypervisor.devices import Devices
 from procs.vmm_manager.drivers.cloud_hypervisor.events import LOST, Event
 from procs.vmm_manager.drivers.cloud_hypervisor.inventory import Inventory
@@ -61,11 +62,12 @@ class ClhMachine:
         self._events = events
         self._console = console
         self._workers = workers
+        confinement = Confinement(config, paths.vm_dir(vm.sandbox_id))
         kinds: dict[type, Kind] = {
             ShareSpec: Share(config, api, Daemons(record, config, process, workers)),
-            BlockSpec: Disk(config, api),
+            BlockSpec: Disk(config, api, confinement),
             VhostUserDiskSpec: VhostUserDisk(config, api),
-            PmemSpec: Pmem(config, api),
+            PmemSpec: Pmem(config, api, confinement),
             VfioSpec: Vfio(config, api),
             NetworkSpec: Nic(config, api),
         }

@@ -24,6 +24,7 @@ from procs.vmm_manager.drivers.probe import KERNEL_PARAMETERS
 if TYPE_CHECKING:
     from common.config import ClhConfig
     from common.services.vmm import BlockSpec, PmemSpec
+    from procs.vmm_manager.drivers.cloud_hypervisor.confinement import Confinement
 
 API_SOCKET = "api"
 VSOCK = "vsock"
@@ -62,7 +63,7 @@ def probe_argv(config: ClhConfig) -> list[str]:
     ]
 
 
-def vm_config(config: ClhConfig) -> dict[str, Any]:
+def vm_config(config: ClhConfig, confinement: Confinement) -> dict[str, Any]:
     """Return the body of ``vm.create``."""
     extra = f"debug {config.kernel_params}".strip() if config.enable_debug else config.kernel_params
     return {
@@ -75,6 +76,7 @@ def vm_config(config: ClhConfig) -> dict[str, Any]:
         },
         **({"platform": {"num_pci_segments": config.default_bridges}} if config.default_bridges > 1 else {}),
         "vsock": {"cid": GUEST_CID, "socket": VSOCK},
+        **confinement.parameters(),
         "console": {"mode": "Off"},
         "serial": {"mode": "Tty"},
     }
@@ -90,10 +92,10 @@ def _growth(config: ClhConfig) -> dict[str, Any]:
     return {"hotplug_method": method, "hotplug_size": (blocks + (not is_aligned)) * _MEMORY_BLOCK_MIB << 20}
 
 
-def disk(spec: BlockSpec, serial: str, config: ClhConfig) -> dict[str, Any]:
-    """Return the body of ``vm.add-disk``, without its place."""
+def disk(path: str, spec: BlockSpec, serial: str, config: ClhConfig) -> dict[str, Any]:
+    """Return the body of ``vm.add-disk`` for a disk whose file has a path, without its place."""
     return {
-        "path": spec.source,
+        "path": path,
         "readonly": spec.is_read_only,
         "image_type": "Raw",
         "serial": serial,
@@ -113,9 +115,9 @@ def vhost_user_disk(socket: str, serial: str) -> dict[str, Any]:
     return {"vhost_user": True, "vhost_socket": socket, "serial": serial, "num_queues": 1, "queue_size": _QUEUE_SIZE}
 
 
-def pmem(spec: PmemSpec) -> dict[str, Any]:
-    """Return the body of ``vm.add-pmem``, without its place."""
-    return {"file": spec.source, "discard_writes": spec.is_read_only}
+def pmem(path: str, spec: PmemSpec) -> dict[str, Any]:
+    """Return the body of ``vm.add-pmem`` for a file with a path, without its place."""
+    return {"file": path, "discard_writes": spec.is_read_only}
 
 
 def host_device(address: str) -> dict[str, Any]:
