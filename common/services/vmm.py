@@ -8,6 +8,8 @@ restart of the manager.
 from __future__ import annotations
 
 # ruff: noqa: PLC0414  # an alias of the same name is how a re-export is declared
+from enum import StrEnum
+
 import msgspec
 
 from common import shards
@@ -90,6 +92,41 @@ class SandboxRef(msgspec.Struct, frozen=True, kw_only=True):
     """Names a sandbox."""
 
     sandbox_id: str
+
+
+class MemoryMode(StrEnum):
+    """How a restored VM gets its memory: all of it before it goes on, or each page when the guest first touches it."""
+
+    COPY = "copy"
+    ON_DEMAND = "on-demand"
+
+
+class SnapshotVm(msgspec.Struct, frozen=True, kw_only=True):
+    """Write a VM that is paused and has no hot-plugged devices into a directory. It stays paused.
+
+    Attributes:
+        sandbox_id: whose VM.
+        directory: absolute path of an empty directory of the host. What is written there is the guest's memory.
+    """
+
+    sandbox_id: str
+    directory: str
+
+
+class RestoreVm(msgspec.Struct, frozen=True, kw_only=True):
+    """Start a VM for a sandbox as another one was when a snapshot was taken; with its configuration, and running.
+
+    What was unique in that guest is so no longer: its random numbers, its clock, the names it gave itself.
+
+    Attributes:
+        sandbox_id: whose.
+        directory: where the snapshot is. With memory on demand it has to stay as long as the VM.
+        memory: how the guest gets it.
+    """
+
+    sandbox_id: str
+    directory: str
+    memory: MemoryMode = MemoryMode.COPY
 
 
 class VmStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,6 +228,8 @@ DESCRIBE_VM = Verb("describe_vm", SandboxRef, VmStatus)
 DESTROY_VM = Verb("destroy_vm", SandboxRef, Empty)
 PAUSE_VM = Verb("pause_vm", SandboxRef, Empty)
 RESUME_VM = Verb("resume_vm", SandboxRef, Empty)
+SNAPSHOT_VM = Verb("snapshot_vm", SnapshotVm, Empty)
+RESTORE_VM = Verb("restore_vm", RestoreVm, Vm)
 LIST_VMS = Verb("list_vms", Empty, VmList)
 ADD_DEVICE = Verb("add_device", AddDevice, AddedDevice)
 REMOVE_DEVICE = Verb("remove_device", RemoveDevice, Empty)

@@ -139,6 +139,11 @@ class CloudHypervisor(_Lines):
         """Have half a record on the event stream, as if it had been full."""
         await self.ask("garble")
 
+    async def memory(self) -> tuple[str, str]:
+        """Return what a restored guest had in its memory, and how that comes."""
+        memory, mode = await self.ask("memory")
+        return memory, mode
+
     async def totals(self) -> tuple[int, int]:
         """Return how many processors the VM has, and how much memory, in MiB."""
         vcpus, memory = await self.ask("totals")

@@ -55,6 +55,7 @@ _BUSES = {
     ("firecracker", vmm.BusKind.MMIO_READ_ONLY): "read-only-placeholders",
 }
 _TIMEOUT_S = 60.0
+_SNAPSHOT_TIMEOUT_S = 300.0
 
 
 def config(hypervisor: str = "qemu", **changes: Any) -> HypervisorConfig:  # noqa: ANN401 - fields of any of them
@@ -143,6 +144,16 @@ class Manager:
     async def resume(self, sandbox_id: str) -> None:
         """Ask for them to go on."""
         await self._bus.call(self.service, vmm.RESUME_VM, _ref(sandbox_id), timeout_s=_TIMEOUT_S)
+
+    async def snapshot(self, sandbox_id: str, directory: Path) -> None:
+        """Ask for a VM to be written into a directory."""
+        request = vmm.SnapshotVm(sandbox_id=sandbox_id, directory=str(directory))
+        await self._bus.call(self.service, vmm.SNAPSHOT_VM, request, timeout_s=_SNAPSHOT_TIMEOUT_S)
+
+    async def restore(self, sandbox_id: str, directory: Path, memory: vmm.MemoryMode = vmm.MemoryMode.COPY) -> vmm.Vm:
+        """Ask for a VM from a snapshot."""
+        request = vmm.RestoreVm(sandbox_id=sandbox_id, directory=str(directory), memory=memory)
+        return await self._bus.call(self.service, vmm.RESTORE_VM, request, timeout_s=_SNAPSHOT_TIMEOUT_S)
 
     async def vms(self) -> tuple[vmm.Vm, ...]:
         """Ask for all VMs."""

@@ -15,20 +15,22 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from common import log, paths, shards
-from common.errors import BugError, HypervisorError, KataError, NotFoundError, UnsupportedError, UsageError
+from common.errors import BugError, HypervisorError, KataError, NotFoundError, StateError, UnsupportedError, UsageError
 from common.linux import cgroup, mounts
 from common.services.vmm import DEVICE_REMOVED, VM_EXITED, DeviceRemoved, VmExited, VmStatus
-from procs.vmm_manager import measures
+from procs.vmm_manager import measures, snapshots
 from procs.vmm_manager import record as records
-from procs.vmm_manager.drivers import PAUSED, RUNNING
+from procs.vmm_manager.drivers import PAUSED, RUNNING, Restoring, SnapshotMachine
 from procs.vmm_manager.record import VmRecord
+from procs.vmm_manager.snapshots import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from common.bus.events import Publisher
+    from common.config import HypervisorConfig
     from common.services.health import Family
-    from common.services.vmm import AddDevice, AddedDevice, CreateVm, Vm
+    from common.services.vmm import AddDevice, AddedDevice, CreateVm, MemoryMode, RestoreVm, SnapshotVm, Vm
     from common.workers import Workers
     from procs.vmm_manager.drivers import Driver, Machine
 
@@ -80,7 +82,52 @@ class Registry:
             UsageError: the configuration is another hypervisor's.
             HypervisorError: the VM did not start; nothing of it is left.
         """
-        sandbox_id, wanted = request.sandbox_id, request.config.name
+        return await self._make(request.sandbox_id, request.config, None)
+
+    async def restore(self, request: RestoreVm) -> Vm:
+        """Start a VM from a snapshot; a sandbox that has one keeps it, so that the call may be repeated.
+
+        Raises:
+            UnsupportedError: this hypervisor, or this version, cannot do that.
+            NotFoundError, UsageError: there is no snapshot, or it is another hypervisor's; see :meth:`create` too.
+            HypervisorError: see :meth:`create`.
+        """
+        self._require(request.memory)
+        snapshot = await asyncio.to_thread(snapshots.load, request.directory)
+        return await self._make(request.sandbox_id, snapshot.config, Restoring(snapshot, request.memory))
+
+    async def snapshot(self, request: SnapshotVm) -> None:
+        """Write a paused VM into a directory, and then what it is; of one that cannot be written nothing is left.
+
+        Raises:
+            UnsupportedError: this hypervisor takes no snapshots.
+            NotFoundError: the sandbox has no running VM, or there is no such directory.
+            StateError: the VM runs, or has devices: what is behind them is not written, and may be somebody else's.
+            UsageError: the directory is not empty.
+            HypervisorError: the hypervisor did not do it.
+        """
+        self._require(None)
+        machine = self._living(request.sandbox_id)
+        assert isinstance(machine, SnapshotMachine), "the capabilities say so"
+        if await machine.runstate() != PAUSED:
+            raise StateError(f"the VM of sandbox {request.sandbox_id} is not paused", hint="`pause_vm` comes first")
+        if present := await machine.devices.present():
+            names = ", ".join(device.hypervisor_id for device in present)
+            raise StateError(f"the VM of sandbox {request.sandbox_id} has devices: {names}", hint="detach them first")
+        await asyncio.to_thread(snapshots.require_empty, request.directory)
+        config = machine.config
+        try:
+            await machine.snapshot(request.directory)
+            written = Snapshot(version=machine.vm.version, config=config, directory=request.directory)
+            await asyncio.to_thread(written.save)
+        except BaseException as err:
+            await asyncio.to_thread(snapshots.clear, request.directory)
+            if isinstance(err, OSError):
+                raise HypervisorError(f"cannot write a snapshot into {request.directory}: {err}") from err
+            raise
+
+    async def _make(self, sandbox_id: str, config: HypervisorConfig, restoring: Restoring | None) -> Vm:
+        wanted = config.name
         if wanted != self._driver.name:
             raise UsageError(f"this is the manager of {self._driver.name}, and the configuration is {wanted}'s")
         async with self._lock(sandbox_id):
@@ -94,7 +141,7 @@ class Registry:
             self._epitaphs.pop(sandbox_id, None)
             await _remove_remains(sandbox_id)
             try:
-                machine = await self._start(request)
+                machine = await self._start(sandbox_id, config, restoring)
             except OSError as err:
                 await _remove_remains(sandbox_id)
                 raise HypervisorError(f"cannot start the VM of {sandbox_id}: {err}") from err
@@ -191,17 +238,27 @@ class Registry:
             await _try_remove_remains(sandbox_id)
             await self._tell_exited(sandbox_id, record.device_manager)
 
-    async def _start(self, request: CreateVm) -> Machine:
+    def _require(self, memory: MemoryMode | None) -> None:
+        """Refuse snapshots, or a way to get memory from one, where the hypervisor does not have them."""
+        modes = self._driver.capabilities.memory_modes
+        if not modes:
+            hint = "a sandbox of [hypervisor.clh] can be restored"
+            raise UnsupportedError(f"VMs of {self._driver.name} have no snapshots here", hint=hint)
+        if memory is not None and memory not in modes:
+            hint = f"it can be had {' or '.join(modes)}"
+            raise UnsupportedError(f"{self._driver.name} cannot give a guest its memory {memory}", hint=hint)
+
+    async def _start(self, sandbox_id: str, config: HypervisorConfig, restoring: Restoring | None) -> Machine:
         record = VmRecord(
-            sandbox_id=request.sandbox_id,
+            sandbox_id=sandbox_id,
             request_id=log.request_id.get(),
-            config=request.config,
-            device_manager=shards.of(request.sandbox_id),
+            config=config,
+            device_manager=shards.of(sandbox_id),
         )
-        Path(paths.vm_dir(request.sandbox_id)).mkdir(mode=0o700)
-        cgroup.create(request.sandbox_id)
+        Path(paths.vm_dir(sandbox_id)).mkdir(mode=0o700)
+        cgroup.create(sandbox_id)
         record.save()
-        return await self._driver.start(record, self._workers, self._announcer(record))
+        return await self._driver.start(record, self._workers, self._announcer(record), restoring)
 
     def _announcer(self, record: VmRecord) -> Callable[[str], None]:
         def announce(hypervisor_id: str) -> None:

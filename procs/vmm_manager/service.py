@@ -39,6 +39,8 @@ class VmmService:
         self._register(server, vmm.DESTROY_VM, self._destroy)
         self._register(server, vmm.PAUSE_VM, self._pause)
         self._register(server, vmm.RESUME_VM, self._resume)
+        self._register(server, vmm.SNAPSHOT_VM, self._snapshot)
+        self._register(server, vmm.RESTORE_VM, self._registry.restore)
         self._register(server, vmm.LIST_VMS, self._list)
         self._register(server, vmm.ADD_DEVICE, self._registry.add_device)
         self._register(server, vmm.REMOVE_DEVICE, self._remove_device)
@@ -64,6 +66,10 @@ class VmmService:
 
     async def _resume(self, request: vmm.SandboxRef) -> Empty:
         await self._registry.resume(request.sandbox_id)
+        return Empty()
+
+    async def _snapshot(self, request: vmm.SnapshotVm) -> Empty:
+        await self._registry.snapshot(request)
         return Empty()
 
     async def _list(self, _: Empty) -> vmm.VmList:

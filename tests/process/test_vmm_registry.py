@@ -34,7 +34,7 @@ from common.services.vmm import (
 from common.testing.isolation import in_event_loop
 from common.workers import Workers
 from procs.vmm_manager import record as records
-from procs.vmm_manager.drivers import Capabilities
+from procs.vmm_manager.drivers import Capabilities, Restoring
 from procs.vmm_manager.drivers.spawn import Process
 from procs.vmm_manager.registry import Registry
 
@@ -123,7 +123,10 @@ class FakeDriver:
 
     async def prepare(self) -> None: ...
 
-    async def start(self, record: VmRecord, _: Workers, on_removed: Callable[[str], None]) -> FakeMachine:
+    async def start(
+        self, record: VmRecord, _: Workers, on_removed: Callable[[str], None], restoring: Restoring | None = None
+    ) -> FakeMachine:
+        assert restoring is None
         directory = paths.vm_dir(record.sandbox_id)
         process = Process.start(VMM, cgroup=cgroup.path(record.sandbox_id), directory=directory, log="log", fds=[])
         self._processes.append(process)

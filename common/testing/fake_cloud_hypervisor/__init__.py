@@ -17,6 +17,7 @@ print           ``text``: what the guest prints on its serial port
 garble          write half a record on the event stream, as a stream that was full does
 transcript      everything that was asked, answered and told so far
 has             the devices' ids, and the files that are open
+memory          what a restored guest had in its memory, and how that comes
 totals          how many processors there are, and how much memory, in bytes
 ==============  =======================================================================================================
 """

@@ -10,6 +10,7 @@ Source of words and order: v53.0 itself (docs/hypervisors/cloud-hypervisor.md).
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import struct
@@ -40,6 +41,8 @@ _IFREQ_SIZE = 40
 """<linux/if_tun.h>, <linux/if.h>"""
 
 _BOOT_DEVICES = ("__rng", "_vsock0")
+_FILES = ("config.json", "state.json", "memory-ranges")
+"""Of a snapshot."""
 
 
 class Lock(NamedTuple):
@@ -73,6 +76,8 @@ class Machine:
         locked: the files that are open.
         busy: the device manager's lock.
         totals: processors and memory, once it has booted.
+        memory: what was in a restored guest's memory.
+        memory_mode: how that is to come.
     """
 
     version: str
@@ -87,6 +92,8 @@ class Machine:
     locked: list[Lock] = field(default_factory=list)
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
     totals: Totals | None = None
+    memory: str = ""
+    memory_mode: str = ""
     _next_name: int = 0
 
     def create(self, body: dict[str, Any]) -> None:
@@ -122,8 +129,49 @@ class Machine:
         if not self.state:
             raise RefusalError(404, "Error from API", "The VM info is not available", "VM is not created")
         memory = self.totals.memory if self.totals else self.config["memory"]["size"]
-        told = {"config": self.config, "state": self.state, "memory_actual_size": memory}
+        told: dict[str, Any] = {"config": self.config, "state": self.state, "memory_actual_size": memory}
         return told if self.state == "Created" else {**told, "device_tree": self._tree()}
+
+    def snapshot(self, body: dict[str, Any]) -> None:
+        """Write the VM into a directory, which has none of the files."""
+        prefix: tuple[str, ...] = ("Error from API", "The VM could not be snapshotted", "Cannot snapshot VM")
+        self.tell("vm", "snapshotting", None)
+        if self.state != "Paused":
+            reasons = ("Failed to snapshot migratable component", "Trying to snapshot while VM is running")
+            raise RefusalError(500, *prefix, *reasons)
+        directory = _directory_of(body["destination_url"])
+        prefix = (*prefix, "Failed to send migratable component snapshot", "Error creating VM config snapshot file")
+        self._require_access(str(directory), prefix)
+        try:
+            for name, content in (
+                ("config.json", json.dumps(self.config)),
+                ("state.json", json.dumps({"next_name": self._next_name})),
+                ("memory-ranges", "what the guest had in its memory"),
+            ):
+                with (directory / name).open("x") as file:
+                    file.write(content)
+        except OSError as err:
+            raise RefusalError(500, *prefix, f"{err.strerror} (os error {err.errno})") from err
+        self.tell("vm", "snapshotted", None)
+
+    def restore(self, body: dict[str, Any]) -> None:
+        """Make a VM as it was written; it is paused."""
+        prefix = ("Error from API", "The VM could not be restored")
+        if self.state:
+            raise RefusalError(500, *prefix, "VM is already created")
+        mode = body.get("memory_restore_mode", "Copy")
+        if mode != "Copy" and self.version < "52":
+            raise RefusalError(400, "Error from API", "unknown field `memory_restore_mode`")
+        directory = _directory_of(body["source_url"])
+        try:
+            config, state, self.memory = ((directory / name).read_text() for name in _FILES)
+        except OSError as err:
+            raise RefusalError(500, *prefix, f"{err.strerror} (os error {err.errno})") from err
+        self.config, self.state, self.memory_mode = json.loads(config), "Paused", mode
+        for slot, name in enumerate(_BOOT_DEVICES, start=1):
+            self.devices[name] = Device(slot)
+        self._next_name, self.totals = json.loads(state)["next_name"], Totals(self.config)
+        self.tell("vm", "restored", None)
 
     def resize(self, body: dict[str, Any]) -> None:
         """Take new totals, of which the guest is told."""
@@ -307,6 +355,10 @@ class Machine:
             tree[name] = {"id": name, "resources": [], "parent": wrapper, "children": []}
             tree[wrapper] = {"id": wrapper, "resources": [], "children": [name], "pci_bdf": _bdf(device)}
         return tree
+
+
+def _directory_of(url: str) -> Path:
+    return Path(url.removeprefix("file://"))
 
 
 def _file_of(path: str) -> tuple[int, int]:

@@ -35,7 +35,17 @@ _UNDONE: dict[How | None, tuple[int, list[str]]] = {
 }
 """What is answered without anything being done."""
 _NEED_BODY = frozenset(
-    {"vm.create", "vm.add-disk", "vm.add-fs", "vm.add-net", "vm.add-pmem", "vm.remove-device", "vm.resize"}
+    {
+        "vm.create",
+        "vm.add-disk",
+        "vm.add-fs",
+        "vm.add-net",
+        "vm.add-pmem",
+        "vm.remove-device",
+        "vm.resize",
+        "vm.snapshot",
+        "vm.restore",
+    }
 )
 
 
@@ -72,6 +82,8 @@ class Server:
             "vm.pause": lambda _: self._machine.pause(),
             "vm.resume": lambda _: self._resume(),
             "vm.resize": self._resize,
+            "vm.snapshot": self._machine.snapshot,
+            "vm.restore": self._machine.restore,
             "vm.add-disk": lambda body: self._machine.add("disk", body),
             "vm.add-fs": lambda body: self._machine.add("fs", body),
             "vm.add-pmem": lambda body: self._machine.add("pmem", body),
@@ -89,6 +101,7 @@ class Server:
             "transcript": self._get_transcript,
             "has": self._get_has,
             "totals": self._get_totals,
+            "memory": self._get_memory,
         }
 
     async def serve(self, listener: socket.socket) -> None:
@@ -213,6 +226,9 @@ class Server:
     async def _get_totals(self) -> tuple[int, int]:
         assert self._machine.totals is not None
         return self._machine.totals.vcpus, self._machine.totals.memory
+
+    async def _get_memory(self) -> tuple[str, str]:
+        return self._machine.memory, self._machine.memory_mode
 
     async def _release(self) -> None:
         held, self._held = self._held, []

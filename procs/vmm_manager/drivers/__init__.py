@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import pkgutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from common.services.vmm import AddDevice, AddedDevice, PresentDevice, Vm
+    from common.config import HypervisorConfig
+    from common.services.vmm import AddDevice, AddedDevice, MemoryMode, PresentDevice, Vm
     from common.workers import Workers
     from procs.vmm_manager.record import VmRecord
+    from procs.vmm_manager.snapshots import Snapshot
 
 DRIVERS = {
     "firecracker": "procs.vmm_manager.drivers.firecracker.driver:FirecrackerDriver",
@@ -39,9 +41,11 @@ class Capabilities:
 
     Attributes:
         devices: kinds of devices that can be hot-plugged, by the type that describes one.
+        memory_modes: how a VM that is restored from a snapshot can get its memory; none if it takes no snapshots.
     """
 
     devices: tuple[type, ...]
+    memory_modes: tuple[MemoryMode, ...] = ()
 
 
 class Devices(Protocol):
@@ -98,6 +102,25 @@ class Machine(Protocol):
         """Wait until the VMM is gone."""
 
 
+@runtime_checkable
+class SnapshotMachine(Machine, Protocol):
+    """A running VM that can be written into a directory."""
+
+    @property
+    def config(self) -> HypervisorConfig:
+        """What it was started with."""
+
+    async def snapshot(self, directory: str) -> None:
+        """Write the VM, which is paused, into a directory; what is left of a failure is the caller's to remove."""
+
+
+class Restoring(NamedTuple):
+    """What a VM is to be restored from, and how it gets its memory."""
+
+    snapshot: Snapshot
+    memory: MemoryMode
+
+
 class Driver(Protocol):
     """One kind of hypervisor."""
 
@@ -107,13 +130,20 @@ class Driver(Protocol):
     async def prepare(self) -> None:
         """Do at the manager's start, beside all else, what the first VM would have to wait for."""
 
-    async def start(self, record: VmRecord, workers: Workers, on_removed: Callable[[str], None]) -> Machine:
+    async def start(
+        self,
+        record: VmRecord,
+        workers: Workers,
+        on_removed: Callable[[str], None],
+        restoring: Restoring | None = None,
+    ) -> Machine:
         """Start a VM with the record's configuration, in its directory and cgroup.
 
         Args:
             record: of the new VM, which the machine keeps up to date.
             workers: who runs what the machine does in the background.
             on_removed: called with the hypervisor's id of each device that is gone.
+            restoring: what it is to go on from, instead of a boot; only if the capabilities have its mode.
         """
 
     async def adopt(self, record: VmRecord, workers: Workers, on_removed: Callable[[str], None]) -> Machine | None:

@@ -88,6 +88,25 @@ class Confinement:
         finally:
             self.hide(name)
 
+    @contextmanager
+    def shown_directory(self, name: str, source: str) -> Iterator[str]:
+        """A directory, in the same way; it is yielded with its absolute path.
+
+        Raises:
+            OSError: it cannot be bound.
+        """
+        if not self.is_on:
+            yield source
+            return
+        target = self._directory / name
+        target.mkdir(mode=0o700, exist_ok=True)
+        try:
+            mounts.mount(source, str(target), flags=mounts.MS_BIND)
+            yield str(target)
+        finally:
+            mounts.unmount(str(target))
+            target.rmdir()
+
     def hide(self, name: str) -> None:
         """Take back what is shown under a name, also what a manager that died has left; nothing is fine."""
         mounts.unmount(str(self._directory / name))

@@ -15,6 +15,7 @@ from common.services.channel import HybridVsock
 from common.services.vmm import (
     BlockSpec,
     CpuSpec,
+    MemoryMode,
     MemorySpec,
     NetworkSpec,
     PmemSpec,
@@ -29,6 +30,7 @@ from procs.vmm_manager.drivers.cloud_hypervisor.api import Api, is_refusal
 from procs.vmm_manager.drivers.cloud_hypervisor.confinement import Confinement
 from procs.vmm_manager.drivers.cloud_hypervisor.events import EventStream
 from procs.vmm_manager.drivers.cloud_hypervisor.machine import ClhMachine
+from procs.vmm_manager.drivers.cloud_hypervisor.snapshots import require, restore
 from procs.vmm_manager.drivers.cloud_hypervisor.versions import features_of
 from procs.vmm_manager.drivers.console import LOG as CONSOLE_LOG
 from procs.vmm_manager.drivers.console import Console
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from common.workers import Workers
+    from procs.vmm_manager.drivers import Restoring
     from procs.vmm_manager.record import VmRecord
 
 _LOG = "cloud-hypervisor.log"
@@ -62,7 +65,8 @@ class ClhDriver:
             NetworkSpec,
             CpuSpec,
             MemorySpec,
-        )
+        ),
+        memory_modes=(MemoryMode.COPY, MemoryMode.ON_DEMAND),
     )
 
     def __init__(self) -> None:
@@ -72,7 +76,13 @@ class ClhDriver:
         """Find out whether KVM works."""
         await self._probe.prepare(ClhConfig)
 
-    async def start(self, record: VmRecord, workers: Workers, on_removed: Callable[[str], None]) -> ClhMachine:
+    async def start(
+        self,
+        record: VmRecord,
+        workers: Workers,
+        on_removed: Callable[[str], None],
+        restoring: Restoring | None = None,
+    ) -> ClhMachine:
         """Start Cloud Hypervisor and have it boot a VM; return when the guest has begun.
 
         Raises:
@@ -91,7 +101,7 @@ class ClhDriver:
             undo.push_async_callback(process.end)
             api = Api(directory)
             try:
-                record.vm = await _boot(record, config, api, process)
+                record.vm = await _boot(record, config, api, process, restoring)
             except KataError as err:
                 raise await _explained(err, process, config) from err
             record.save()
@@ -136,15 +146,19 @@ def _spawn(sandbox_id: str, config: ClhConfig, directory: str, console: Console,
         )
 
 
-async def _boot(record: VmRecord, config: ClhConfig, api: Api, process: Process) -> Vm:
-    """Have a VM made and booted; return what callers are told of it."""
+async def _boot(record: VmRecord, config: ClhConfig, api: Api, process: Process, restoring: Restoring | None) -> Vm:
+    """Have a VM made and booted, or restored; return what callers are told of it."""
     version = await api.ping(timeout_s=_START_TIMEOUT_S)
-    features_of(version)  # refuses what is too old
+    features = features_of(version)  # refuses what is too old
     directory = paths.vm_dir(record.sandbox_id)
     confinement = Confinement(config, directory)
     log.get().info("confined by Landlock" if confinement.is_on else "not confined by Landlock")
-    await api.put("vm.create", requests.vm_config(config, confinement), timeout_s=_START_TIMEOUT_S)
-    await api.put("vm.boot", timeout_s=_START_TIMEOUT_S)
+    if restoring is None:
+        await api.put("vm.create", requests.vm_config(config, confinement), timeout_s=_START_TIMEOUT_S)
+        await api.put("vm.boot", timeout_s=_START_TIMEOUT_S)
+    else:
+        require(restoring, version, features)
+        await restore(restoring, api, confinement, directory)
     info = await api.get("vm.info")
     return Vm(
         sandbox_id=record.sandbox_id,

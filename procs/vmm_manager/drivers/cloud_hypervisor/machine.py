@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from common import log, paths
 from common.errors import KataError
 from common.services.vmm import BlockSpec, NetworkSpec, PmemSpec, ShareSpec, VfioSpec, VhostUserDiskSpec
+from procs.vmm_manager.drivers.cloud_hypervisor import snapshots
 from procs.vmm_manager.drivers.cloud_hypervisor.confinement import Confinement
 from procs.vmm_manager.drivers.cloud_hypervisor.devices import Devices
 from procs.vmm_manager.drivers.cloud_hypervisor.events import LOST, Event
@@ -57,12 +58,14 @@ class ClhMachine:
         on_removed: Callable[[str], None],
     ) -> None:
         self.vm = vm
+        self.config = config
         self._process = process
         self._api = api
         self._events = events
         self._console = console
         self._workers = workers
         confinement = Confinement(config, paths.vm_dir(vm.sandbox_id))
+        self._confinement = confinement
         kinds: dict[type, Kind] = {
             ShareSpec: Share(config, api, Daemons(record, config, process, workers)),
             BlockSpec: Disk(config, api, confinement),
@@ -112,6 +115,10 @@ class ClhMachine:
     async def resume(self) -> None:
         """Let them go on."""
         await self._api.put("vm.resume")
+
+    async def snapshot(self, directory: str) -> None:
+        """Write the VM into a directory."""
+        await snapshots.write(self._api, self._confinement, directory)
 
     async def console_tail(self) -> str:
         """Return the last of what the guest printed."""

@@ -21,13 +21,15 @@ class Features(NamedTuple):
             taken, and a slot of ours is only counted.
         is_second_removal_harmless: a device's removal may be asked for while it is pending (v53). Before, Cloud
             Hypervisor panics if the device is a network device, and may have what comes next in its slot ejected.
+        has_memory_on_demand: a restored guest can get its memory page by page (v52).
     """
 
     is_slot_ours: bool
     is_second_removal_harmless: bool
+    has_memory_on_demand: bool
 
 
-_SINCE = {"is_slot_ours": (52, 0), "is_second_removal_harmless": (53, 0)}
+_SINCE = {"is_slot_ours": (52, 0), "is_second_removal_harmless": (53, 0), "has_memory_on_demand": (52, 0)}
 
 
 def features_of(version: str) -> Features:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from common.workers import Workers
+    from procs.vmm_manager.drivers import Restoring
     from procs.vmm_manager.drivers.firecracker.versions import Features
     from procs.vmm_manager.record import VmRecord
 
@@ -62,7 +63,13 @@ class FirecrackerDriver:
         """Find out whether KVM works."""
         await self._probe.prepare(FirecrackerConfig)
 
-    async def start(self, record: VmRecord, workers: Workers, on_removed: Callable[[str], None]) -> FirecrackerMachine:
+    async def start(
+        self,
+        record: VmRecord,
+        workers: Workers,
+        on_removed: Callable[[str], None],
+        restoring: Restoring | None = None,
+    ) -> FirecrackerMachine:
         """Start Firecracker and its VM; the guest boots meanwhile.
 
         Raises:
@@ -71,6 +78,7 @@ class FirecrackerDriver:
         """
         config = record.config
         assert isinstance(config, FirecrackerConfig)
+        assert restoring is None, "the capabilities say so"
         features = await self._require(config)
         jail = Jail(record.sandbox_id, config)
         jail.make()

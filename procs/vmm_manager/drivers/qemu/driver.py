@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from common.services.channel import GuestChannel
     from common.workers import Workers
+    from procs.vmm_manager.drivers import Restoring
     from procs.vmm_manager.record import VmRecord
 
 _LOG = "qemu.log"
@@ -50,7 +51,13 @@ class QemuDriver:
         """Find out whether KVM works."""
         await self._probe.prepare(QemuConfig)
 
-    async def start(self, record: VmRecord, workers: Workers, on_removed: Callable[[str], None]) -> QemuMachine:
+    async def start(
+        self,
+        record: VmRecord,
+        workers: Workers,
+        on_removed: Callable[[str], None],
+        restoring: Restoring | None = None,
+    ) -> QemuMachine:
         """Start QEMU and return when its monitor answers; the guest boots meanwhile.
 
         Raises:
@@ -58,6 +65,7 @@ class QemuDriver:
         """
         config = record.config
         assert isinstance(config, QemuConfig)
+        assert restoring is None, "the capabilities say so"
         accelerator = (await self._probe.verdict(config)).accelerator
         directory = paths.vm_dir(record.sandbox_id)
         async with AsyncExitStack() as undo:
