@@ -127,6 +127,15 @@ class StreamDecoder:
         """Whether all of every frame that has begun has come."""
         return not self._missing and not self._header
 
+    @property
+    def missing(self) -> int:
+        """How many bytes of this stream come next, with nothing in between."""
+        return self._missing if self._frame == self.stream and not self.is_ended else 0
+
+    def skip(self, size: int) -> None:
+        """Note that so many of the ``missing`` bytes have come another way."""
+        self._missing -= size
+
     def begin(self, stream: int) -> None:
         """Pick another stream from here on: the next use of the port. A frame that has begun stays the last one's."""
         self.stream = stream

@@ -15,9 +15,8 @@ from common.channel import BY_CALL
 from common.errors import KataError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from procs.shim.agent import Agent
+    from procs.shim.outlets import Outlet
     from procs.shim.ports import ProcessName, StreamUse, TellTaken
 
 _READERS = ("ReadStdout", "ReadStderr")
@@ -59,8 +58,8 @@ class CallUse:
         self._is_known = self._is_known or (is_known and not self._is_settled.is_set())
         self._is_settled.set()
 
-    async def payloads(self) -> AsyncIterator[bytes]:
-        """Yield what the process writes, from when the agent knows it until the agent says that there is no more."""
+    async def carry(self, outlet: Outlet | None) -> None:
+        """Write what the process writes, from when the agent knows it until the agent says that there is no more."""
         await self._is_settled.wait()
         while self._is_known:
             try:
@@ -70,7 +69,8 @@ class CallUse:
                 return
             if not data:
                 return
-            yield data
+            if outlet is not None:
+                await outlet.write(data)
 
     async def send(self, payload: bytes) -> None:
         """Write; an empty payload is the end. What a process does not take any more is dropped."""

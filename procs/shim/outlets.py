@@ -18,7 +18,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import fcntl
 import os
+import select
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,17 +31,28 @@ from common.errors import UsageError
 from procs.shim import fifos
 
 if TYPE_CHECKING:
+    import socket
+
     from procs.shim.loggers import Logger
     from procs.shim.tasks import Stdio
 
 _FILE_MODE = 0o640
+_PIPE_SIZE = 1 << 20
+"""What a pipe may hold that was full once, in bytes: the most that a user may ask for (pipe(7)). The longer who writes
+and who reads each are at it, the less it costs."""
 
 
 class Outlet:
-    """One end that output is written to. Owns its descriptor."""
+    """One end that output is written to. Owns its descriptor.
 
-    def __init__(self, fd: int) -> None:
+    Attributes:
+        can_splice: whether bytes of a Unix socket may come here without being read.
+    """
+
+    def __init__(self, fd: int, *, can_splice: bool = True) -> None:
+        self.can_splice = can_splice
         self._fd = fd
+        self._is_grown = False
         self._may_go_on = asyncio.Event()
         self._is_dropping = False
 
@@ -51,12 +65,33 @@ class Outlet:
             except BlockingIOError:
                 await self._wait_writable()
             except OSError as err:
-                log.get().error("output dropped, it cannot be written", error=str(err))
-                self._is_dropping = True
+                self._give_up(err)
+
+    async def splice(self, source: socket.socket, size: int) -> int:
+        """Move at most ``size`` bytes here from a Unix socket, at the pace of whoever reads; return how many.
+
+        It is none at the socket's end, and when it can be done no longer.
+
+        Raises:
+            ConnectionResetError: the VM is gone.
+        """
+        while self.can_splice:
+            try:
+                return os.splice(source.fileno(), self._fd, size, flags=os.SPLICE_F_NONBLOCK)
+            except BlockingIOError:
+                await (self._wait_writable() if _is_full(self._fd) else _wait_readable(source))
+            except ConnectionResetError:
+                raise
+            except OSError as err:
+                self.can_splice = False
+                if err.errno != errno.EINVAL:  # not a socket that can be spliced
+                    self._give_up(err)
+        return 0
 
     def drop(self) -> None:
         """Drop what is still to be written, now and from now on: nobody reads it."""
         self._is_dropping = True
+        self.can_splice = False
         self._may_go_on.set()
 
     def close(self) -> None:
@@ -66,7 +101,16 @@ class Outlet:
     async def _write_some(self, data: memoryview) -> int:
         return os.write(self._fd, data)
 
+    def _give_up(self, err: OSError) -> None:
+        log.get().error("output dropped, it cannot be written", error=str(err))
+        self.drop()
+
     async def _wait_writable(self) -> None:
+        if not self._is_grown:
+            self._is_grown = True
+            with contextlib.suppress(OSError):  # this user has many pipes, or it is none
+                fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+                return
         loop = asyncio.get_running_loop()
         self._may_go_on.clear()
         loop.add_writer(self._fd, self._may_go_on.set)
@@ -78,6 +122,9 @@ class Outlet:
 
 class FileOutlet(Outlet):
     """A file: writing waits for the disk, so others are served meanwhile."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd, can_splice=False)
 
     async def _write_some(self, data: memoryview) -> int:
         return await asyncio.to_thread(os.write, self._fd, data)
@@ -174,6 +221,22 @@ async def _open_logger(stdio: Stdio, _: str, owner: Owner) -> Outlets:
 
 
 _OPENERS = {"fifo": _open_fifos, "file": _open_file, "binary": _open_logger, "binary-v2": _open_logger}
+
+
+def _is_full(pipe: int) -> bool:
+    poll = select.poll()
+    poll.register(pipe, select.POLLOUT)
+    return not poll.poll(0)
+
+
+async def _wait_readable(source: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    has_data = asyncio.Event()
+    loop.add_reader(source, has_data.set)
+    try:
+        await has_data.wait()
+    finally:
+        loop.remove_reader(source)
 
 
 def _kind(name: str) -> tuple[str, str]:

@@ -16,13 +16,19 @@ from common.errors import KataError
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from procs.shim.outlets import Outlet
 
     TellTaken = Callable[[int, int], Awaitable[None]]
     """Takes a stream's number and how many more bytes of it were handed on."""
 
 READ_SIZE = 64 << 10
 """Bytes that are read at once, for which one stream holds the loop."""
+_HEAD_SIZE = 4 << 10
+"""Bytes that are read at the beginning of a frame that is expected to be large."""
+_LARGE = 32 << 10
+"""Bytes from which on it is worth while to splice them."""
 
 FRAME_TIMEOUT_S = 2
 """How long the guest may take to accept the rest of a frame whose process has ended."""
@@ -53,8 +59,8 @@ class StreamUse(Protocol):
     def begin(self, *, is_known: bool) -> None:
         """Note that the agent knows the process, or never will."""
 
-    def payloads(self) -> AsyncIterator[bytes | memoryview]:
-        """Yield what the guest sends, until its end or the VM's. Each is good until the next is asked for."""
+    async def carry(self, outlet: Outlet | None) -> None:
+        """Write what the guest sends, or drop it if there is nowhere to write it, until its end or the VM's."""
 
     async def send(self, payload: bytes) -> None:
         """Send; an empty payload is the end."""
@@ -111,20 +117,28 @@ class PortUse:
     def begin(self, *, is_known: bool) -> None:
         """Do nothing: the agent was told the number before it knows the process, and sends an end in any case."""
 
-    async def payloads(self) -> AsyncIterator[bytes | memoryview]:
-        """Yield what the guest sends, until its end or the VM's; a guest that never pauses keeps nobody waiting."""
-        loop = asyncio.get_running_loop()
+    async def carry(self, outlet: Outlet | None) -> None:
+        """Write what the guest sends, or drop it if there is nowhere to write it, until its end or the VM's.
+
+        Large payloads are spliced. A guest that never pauses keeps nobody waiting.
+        """
         buffer = memoryview(bytearray(READ_SIZE))
+        size = len(buffer)
         while not self._decoder.is_ended:
-            size = await loop.sock_recv_into(self._socket, buffer)
-            if not size:
-                return
-            parts = list(self._decoder.feed(buffer[:size]))
-            if parts:
-                payload = parts[0] if len(parts) == 1 else b"".join(parts)
-                yield payload
-                self._note_taken(len(payload))
-            await asyncio.sleep(0)  # sock_recv_into does not wait while there is more: others have their turn between
+            if outlet is not None and outlet.can_splice and self._decoder.missing >= _LARGE:
+                taken = await outlet.splice(self._socket, self._decoder.missing)
+                if not taken and outlet.can_splice:
+                    return
+                self._decoder.skip(taken)
+                size = _HEAD_SIZE
+            else:
+                received = await asyncio.get_running_loop().sock_recv_into(self._socket, buffer[:size])
+                if not received:
+                    return
+                size = len(buffer)
+                taken = await self._write(outlet, buffer[:received])
+            self._note_taken(taken)
+            await asyncio.sleep(0)  # neither waits while there is more: others have their turn in between
 
     async def send(self, payload: bytes) -> None:
         """Send one frame; an empty payload is the end. When cancelled, the frame is still sent."""
@@ -139,6 +153,14 @@ class PortUse:
             await asyncio.wait({self._sending})
         self._socket.close()
         return is_whole and (self._decoder.is_ended or not self.has_output)
+
+    async def _write(self, outlet: Outlet | None, data: memoryview) -> int:
+        """Write the payload that is in what was received; return its size."""
+        parts = list(self._decoder.feed(data))
+        payload = parts[0] if len(parts) == 1 else b"".join(parts)
+        if outlet is not None and payload:
+            await outlet.write(payload)
+        return len(payload)
 
     def _note_taken(self, size: int) -> None:
         """Tell the guest now and then, and do not wait for its answer."""

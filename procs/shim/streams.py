@@ -145,9 +145,7 @@ class Streams:
 async def _pump_out(use: StreamUse, outlet: outlets.Outlet | None) -> None:
     """Carry one output stream; without a FIFO (a terminal that nobody looks at) its bytes are dropped."""
     try:
-        async for payload in use.payloads():
-            if outlet is not None:
-                await outlet.write(payload)
+        await use.carry(outlet)
     except ConnectionError:
         pass  # the VM is gone, which its pidfd tells
     except ChannelError as err:

@@ -91,7 +91,7 @@ def check_exec(stack: Stack, name: str, number: int) -> None:
 
 
 def test_a_reader_that_stalls_stops_its_own_process_and_loses_nothing(stack: Stack) -> None:
-    size = 8 << 20
+    size = 32 << 20
     with running(stack) as name:
         script = f"yes | head -c {size}; echo done > /run/done"
         with start(stack, "task", "exec", "--exec-id", "slow", name, "sh", "-c", script) as slow:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import functools
 import os
+import select
 import socket
 from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from common.channel import HEADER, NO_STREAM, StreamDecoder, stream_number
+from common.channel import HEADER, MAX_FRAME, NO_STREAM, StreamDecoder, stream_number
 from common.errors import ExhaustedError, NotFoundError, UsageError
 from procs.shim import outlets
 from procs.shim.fifos import Inlet
@@ -20,7 +23,7 @@ from procs.shim.streams import Streams
 from procs.shim.tasks import Stdio
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from procs.shim.ports import PortUse
@@ -129,8 +132,37 @@ async def test_who_wants_a_port_waits_for_one_and_takes_both_or_none(vm: Vm) -> 
         await ports.give_back(use)
 
 
-async def payloads(use: PortUse) -> list[bytes]:
-    return [bytes(payload) async for payload in use.payloads()]
+class Client:
+    """Who reads an output that is a pipe."""
+
+    def __init__(self) -> None:
+        self.pipe, fd = os.pipe2(os.O_NONBLOCK)
+        self.outlet = outlets.Outlet(fd)
+
+    def read(self) -> bytes:
+        """Return what has come since it was asked last."""
+        data = b""
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(self.pipe, 1 << 20):
+                data += chunk
+        return data
+
+    def close(self) -> None:
+        os.close(self.pipe)
+        self.outlet.close()
+
+
+@contextlib.contextmanager
+def client_of() -> Iterator[Client]:
+    client = Client()
+    yield client
+    client.close()
+
+
+async def carried(use: PortUse) -> bytes:
+    with client_of() as client:
+        await use.carry(client.outlet)
+        return client.read()
 
 
 @vm_test
@@ -139,7 +171,7 @@ async def test_frames_of_an_earlier_use_are_dropped(vm: Vm) -> None:
     guest = vm.accept()
     earlier = use.stream - 256
     guest.sendall(frame(earlier, b"old") + frame(use.stream, b"new") + frame(earlier, b"") + frame(use.stream, b""))
-    assert await payloads(use) == [b"new"]
+    assert await carried(use) == b"new"
     assert await use.close()
 
 
@@ -150,18 +182,14 @@ async def test_a_guest_that_never_pauses_keeps_nobody_waiting(vm: Vm) -> None:
     guest = vm.accept()
     sent = guest.send(frame(use.stream, b"x") * 30_000)
     assert sent > 3 * READ_SIZE, "else this test shows nothing"
-    seen: list[bytes] = []
-
-    async def consume() -> None:
-        async for payload in use.payloads():
-            seen.append(bytes(payload))  # noqa: PERF401 - what was seen so far is looked at meanwhile
-
-    consuming = vm.group.create_task(consume())
-    await asyncio.sleep(0)
-    assert 0 < len(b"".join(seen)) < sent // (HEADER.size + 1)
-    guest.close()
-    await consuming
-    assert len(b"".join(seen)) == sent // (HEADER.size + 1)
+    with client_of() as client:
+        carrying = vm.group.create_task(use.carry(client.outlet))
+        await asyncio.sleep(0)
+        seen = len(client.read())
+        assert 0 < seen < sent // (HEADER.size + 1)
+        guest.close()
+        await carrying
+        assert seen + len(client.read()) == sent // (HEADER.size + 1)
     await use.close()
 
 
@@ -171,7 +199,94 @@ async def test_a_vm_that_ends_ends_its_output(vm: Vm) -> None:
     guest = vm.accept()
     guest.sendall(frame(use.stream, b"half")[:-1])
     guest.close()
-    assert await payloads(use) == [b"hal"]
+    assert await carried(use) == b"hal"
+    await use.close()
+
+
+@vm_test
+async def test_a_vm_that_ends_within_a_large_frame_ends_its_output(vm: Vm) -> None:
+    use = await vm.take()
+    use.has_output = True
+    guest = vm.accept()
+    data = os.urandom(60_000)
+    guest.sendall(HEADER.pack(use.stream, MAX_FRAME) + data)
+    guest.close()
+    assert await carried(use) == data
+    assert not await use.close()
+
+
+@vm_test
+async def test_large_frames_come_whole_at_the_pace_of_both_ends(vm: Vm) -> None:
+    use = await vm.take()
+    guest, loop = vm.accept(), asyncio.get_running_loop()
+    frames = [os.urandom(size) for size in (MAX_FRAME, 1, 32 << 10, MAX_FRAME, 100_000, (32 << 10) + 1)]
+
+    async def send() -> None:
+        for payload in (*frames, b""):
+            data = frame(use.stream, payload)
+            for at in range(0, len(data), 50_000):
+                await loop.sock_sendall(guest, data[at : at + 50_000])
+                await asyncio.sleep(0.001)  # the port is empty now and then
+
+    sending = vm.group.create_task(send())
+    with client_of() as client:
+        carrying = vm.group.create_task(use.carry(client.outlet))
+        received = b""
+        while not carrying.done():
+            await asyncio.sleep(0.005)  # the pipe is full now and then
+            received += os.read(client.pipe, 65536) if select.select([client.pipe], [], [], 0)[0] else b""
+        assert received + client.read() == b"".join(frames)
+    await sending
+    await use.close()
+
+
+@vm_test
+async def test_a_large_frame_that_nobody_wants_any_more_is_read_to_its_end(vm: Vm) -> None:
+    use = await vm.take()
+    use.has_output = True
+    guest, loop = vm.accept(), asyncio.get_running_loop()
+    sending = vm.group.create_task(
+        loop.sock_sendall(guest, frame(use.stream, bytes(MAX_FRAME)) * 40 + frame(use.stream, b""))
+    )
+    with client_of() as client:
+        carrying = vm.group.create_task(use.carry(client.outlet))
+        await asyncio.sleep(0.05)
+        assert not carrying.done(), "the pipe is full"
+        client.outlet.drop()
+        await carrying
+    await sending
+    assert await use.close()
+
+
+@vm_test
+async def test_a_reader_that_is_gone_costs_its_output_only(vm: Vm) -> None:
+    use = await vm.take()
+    use.has_output = True
+    guest, loop = vm.accept(), asyncio.get_running_loop()
+    with client_of() as client:
+        os.close(client.pipe)
+        client.pipe = os.open("/dev/null", os.O_RDONLY)
+        carrying = vm.group.create_task(use.carry(client.outlet))
+        await loop.sock_sendall(guest, frame(use.stream, bytes(MAX_FRAME)) + frame(use.stream, b""))
+        await carrying
+    assert await use.close()
+
+
+@vm_test
+async def test_a_socket_that_cannot_be_spliced_is_read(vm: Vm) -> None:
+    """As those of the kernel's vsock are in some kernels."""
+    use = await vm.take()
+    guest, loop = vm.accept(), asyncio.get_running_loop()
+    data = os.urandom(40_000)
+    with client_of() as client, pytest.MonkeyPatch.context() as patch:
+
+        def refuse(*_: object, **__: object) -> int:
+            raise OSError(errno.EINVAL, "not with this socket")
+
+        patch.setattr(os, "splice", refuse)
+        await loop.sock_sendall(guest, frame(use.stream, data) + frame(use.stream, b""))
+        await use.carry(client.outlet)
+        assert client.read() == data
     await use.close()
 
 
