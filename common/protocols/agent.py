@@ -87,13 +87,31 @@ class Device(Message):
     options: list[str] = repeated(string(5))
 
 
+class KernelModule(Message):
+    """A module for the guest's kernel, and its parameters as ``name=value``."""
+
+    name: str = string(1)
+    parameters: list[str] = repeated(string(2))
+
+
 class CreateSandboxRequest(Message):
-    """``CreateSandbox``."""
+    """``CreateSandbox``.
+
+    Attributes:
+        hostname: the guest's name.
+        dns: lines of the guest's ``resolv.conf``.
+        storages: what all containers share.
+        sandbox_id: whose guest it is.
+        guest_hook_path: where the image has hooks, or empty.
+        kernel_modules: what to load first.
+    """
 
     hostname: str = string(1)
+    dns: list[str] = repeated(string(2))
     storages: list[Storage] = messages(3, Storage)
     sandbox_id: str = string(5)
     guest_hook_path: str = string(6)
+    kernel_modules: list[KernelModule] = messages(7, KernelModule)
 
 
 class CreateContainerRequest(Message):

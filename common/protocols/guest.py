@@ -6,7 +6,8 @@ one of these calls comes, which with our shim none does.
 
 from __future__ import annotations
 
-from common.protobuf import Message, boolean, bytes_, int_, repeated, string, uint
+from common.protobuf import Message, boolean, bytes_, int_, message, messages, repeated, string, uint
+from common.protocols.agent import Storage
 
 
 class SetGuestDateTimeRequest(Message):
@@ -58,6 +59,45 @@ class CopyFileRequest(Message):
     gid: int = int_(6)
     offset: int = int_(7)
     data: bytes = bytes_(8)
+
+
+class UpdateEphemeralMountsRequest(Message):
+    """``UpdateEphemeralMounts``: file systems in the guest's memory that get other options, such as a size."""
+
+    storages: list[Storage] = messages(1, Storage)
+
+
+class VolumeStatsRequest(Message):
+    """``GetVolumeStats``: of the file system that a path of the guest is in."""
+
+    volume_guest_path: str = string(1)
+
+
+BYTES, INODES = 1, 2
+"""``VolumeUsage.unit``."""
+
+
+class VolumeUsage(Message):
+    """How much of something a file system has."""
+
+    available: int = uint(1)
+    total: int = uint(2)
+    used: int = uint(3)
+    unit: int = int_(4)
+
+
+class VolumeCondition(Message):
+    """Whether a volume is in order."""
+
+    abnormal: bool = boolean(1)
+    message: str = string(2)
+
+
+class VolumeStatsResponse(Message):
+    """``GetVolumeStats``."""
+
+    usage: list[VolumeUsage] = messages(1, VolumeUsage)
+    volume_condition: VolumeCondition | None = message(2, VolumeCondition)
 
 
 class Metrics(Message):

@@ -40,13 +40,13 @@ def read_bytes(path: str) -> bytes:
         posix.close(descriptor)
 
 
-def write_text(path: str, text: str) -> None:
-    """Write a file of mode 0600, or what a file of the kernel takes.
+def write_text(path: str, text: str, *, mode: int = 0o600) -> None:
+    """Write a file, or what a file of the kernel takes; ``mode`` is that of a new one.
 
     Raises:
         OSError: it cannot be written.
     """
-    descriptor = posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC, 0o600)
+    descriptor = posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC, mode)
     try:
         data = text.encode()
         while data:

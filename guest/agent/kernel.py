@@ -10,6 +10,7 @@ import _ctypes
 import posix
 
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+MS_REMOUNT = 32
 MS_BIND, MS_MOVE, MS_REC, MS_PRIVATE = 4096, 8192, 16384, 1 << 18
 MNT_DETACH = 2
 _SYS_INIT_MODULE, _SYS_FINIT_MODULE = 175, 313
@@ -61,13 +62,13 @@ def unmount(target: str, flags: int = 0) -> None:
     _check(_umount2(target.encode(), flags), target)
 
 
-def load_module_image(image: bytes) -> None:
+def load_module_image(image: bytes, parameters: str = "") -> None:
     """Load a kernel module from memory.
 
     Raises:
         OSError: as init_module(2) fails.
     """
-    _check(_syscall(_SYS_INIT_MODULE, image, len(image), b""), "module")
+    _check(_syscall(_SYS_INIT_MODULE, image, len(image), parameters.encode()), "module")
 
 
 def load_module(path: str) -> None:

@@ -11,7 +11,7 @@ import errno
 from guest.agent import kernel
 from guest.agent.files import read_bytes, read_text
 
-_DIRECTORY = "/lib/modules"
+DIRECTORY = "/lib/modules"
 
 _loaded: set[str] = set()
 
@@ -24,8 +24,8 @@ def load(purpose: str) -> None:
     """
     if not purpose or purpose in _loaded or "/" in purpose:
         return
-    for file in read_text(f"{_DIRECTORY}/{purpose}").split():
-        _load_file(f"{_DIRECTORY}/{file}")
+    for file in read_text(f"{DIRECTORY}/{purpose}").split():
+        _load_file(f"{DIRECTORY}/{file}")
     _loaded.add(purpose)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.protocols import agent, guest
-from guest.agent import copying, machine, metrics, network
+from guest.agent import copying, machine, metrics, network, volumes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,5 +22,7 @@ def methods(reactor: Reactor, uevents: Uevents) -> Methods:
         "MemHotplugByProbe": (guest.MemHotplugByProbeRequest, machine.probe_memory),
         "CopyFile": (guest.CopyFileRequest, copying.copy_file),
         "GetMetrics": (agent.Empty, metrics.get_metrics),
+        "GetVolumeStats": (guest.VolumeStatsRequest, volumes.get_stats),
+        "UpdateEphemeralMounts": (guest.UpdateEphemeralMountsRequest, volumes.update_ephemeral),
         **network.Network(reactor, uevents).methods(),
     }

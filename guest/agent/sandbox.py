@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from common import status
 from common.protocols.agent import Empty
-from guest.agent.files import write_text
+from guest.agent import kernel
+from guest.agent.files import make_directories, write_text
 from guest.agent.log import log
 from guest.agent.rpc import RpcError
 from guest.agent.storage import Storages, check, let_go
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from guest.agent.storage import Mounted
 
 _KILL_TIMEOUT_S = 5
+_RESOLV_CONF = "/run/kata-containers/sandbox/resolv.conf"
 
 
 class Sandbox:
@@ -48,6 +50,14 @@ class Sandbox:
     def set_hostname(self, hostname: str) -> None:
         """Name the guest."""
         write_text("/proc/sys/kernel/hostname", hostname)
+
+    def set_dns(self, lines: list[str]) -> None:
+        """Set the guest's ``resolv.conf``, where upstream's agent has it too: containers may be given that file."""
+        make_directories(_RESOLV_CONF.rpartition("/")[0])
+        write_text(_RESOLV_CONF, "".join(f"{line.strip()}\n" for line in lines), mode=0o644)
+        make_directories("/etc")
+        write_text("/etc/resolv.conf", "", mode=0o644)
+        kernel.mount(_RESOLV_CONF, "/etc/resolv.conf", "", kernel.MS_BIND)
 
     def mount(self, storages: list[Storage], done: Callable[[str], None]) -> None:
         """Mount what all containers share; ``done`` gets an empty text or the first error."""

@@ -64,11 +64,17 @@ class Service:
         }
 
     def create_sandbox(self, request: messages.CreateSandboxRequest, call: Call) -> None:
-        """Name the guest and mount what is shared with it."""
+        """Name the guest, load modules for its kernel, and mount what is shared with it."""
         if request.hostname:
             self._sandbox.set_hostname(request.hostname)
 
         self._sandbox.guest.hook_path = request.guest_hook_path
+        if request.kernel_modules:
+            from guest.agent import modprobe
+
+            modprobe.load(request.kernel_modules)
+        if request.dns:
+            self._sandbox.set_dns(request.dns)
 
         def done(error: str) -> None:
             if error:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
     Done = Callable[[str], None]
 
+_S_ISGID = 0o2000
+
 BIND = "bind"
 """The type of a storage that is not a file system (upstream's shim names it so)."""
 
@@ -70,6 +72,26 @@ class Driver:
             RpcError: the storage names no device.
         """
         raise NotImplementedError
+
+    def mount(self, source: str, storage: Storage) -> None:
+        """Have it at its mount point.
+
+        Raises:
+            OSError: as mount(2) fails.
+        """
+        flags, data = parse_options(storage.options)
+        if storage.fstype == BIND:
+            flags |= MS_BIND
+            posix.close(posix.open(source, posix.O_RDONLY | posix.O_CLOEXEC))  # fails until the disk is complete
+        kernel.mount(source, storage.mount_point, storage.fstype, flags, data)
+
+    def unmount(self, mount_point: str) -> None:
+        """Take it from there.
+
+        Raises:
+            OSError: something uses it.
+        """
+        kernel.unmount(mount_point)
 
     def tune(self, mount_point: str) -> None:
         """Set what the mounted file system does not set by itself."""
@@ -184,6 +206,36 @@ class Ephemeral(Driver):
         return storage.source
 
 
+class Local(Driver):
+    """A directory of the guest's own that containers share, for example what upstream's shim has for an emptyDir.
+
+    Options are those of upstream's agent: ``mode``, octal, and ``fsgid``, a group to which the directory is given. It
+    stays until the guest ends: another container may use it.
+    """
+
+    keeps_writes = False
+
+    def source(self, storage: Storage) -> str | None:
+        """Return the directory.
+
+        Raises:
+            RpcError: an option is no number.
+        """
+        _local_options(storage)
+        return storage.mount_point
+
+    def mount(self, source: str, storage: Storage) -> None:
+        """Give the directory, which is there, its group and mode."""
+        mode, group = _local_options(storage)
+        if group is not None:
+            posix.chown(source, -1, group)
+        if mode is not None:
+            posix.chmod(source, mode if group is None else mode | _S_ISGID)
+
+    def unmount(self, mount_point: str) -> None:
+        """Leave it."""
+
+
 class Overlay(Driver):
     """Storages one over the other. Directories in them that it needs are named by driver options, as upstream does."""
 
@@ -206,6 +258,7 @@ DRIVERS: dict[str, Driver] = {
     "mmioblk": MmioBlk(),
     "nvdimm": Nvdimm(),
     "ephemeral": Ephemeral(),
+    "local": Local(),
     "overlayfs": Overlay(),
 }
 
@@ -229,7 +282,7 @@ class Mounted:
         Raises:
             OSError: something still uses it; the device stays the guest's.
         """
-        kernel.unmount(self.mount_point)
+        self._driver.unmount(self.mount_point)
         self._driver.let_go(self._source, self._storage)
 
     def unmount_at_the_end(self) -> None:
@@ -333,6 +386,21 @@ def check(storages: list[Storage]) -> None:
         DRIVERS[storage.driver].source(storage)
 
 
+def _local_options(storage: Storage) -> tuple[int | None, int | None]:
+    """Return mode and group of a directory, as far as they are said.
+
+    Raises:
+        RpcError: they are no numbers.
+    """
+    said = dict(option.partition("=")[::2] for option in storage.options)
+    try:
+        mode = int(said["mode"], 8) if "mode" in said else None
+        group = int(said["fsgid"]) if "fsgid" in said else None
+    except ValueError as err:
+        raise RpcError(status.INVALID_ARGUMENT, f"local storage {storage.mount_point}: {err}") from err
+    return mode, group
+
+
 def _option(storage: Storage, name: str) -> str:
     """Return the value of a driver option, or nothing."""
     options = (option.partition("=") for option in storage.driver_options)
@@ -362,12 +430,8 @@ def _make_mount_point(storage: Storage) -> None:
 
 def _try_mount(driver: Driver, source: str, storage: Storage) -> str | None:
     """Return an empty text if it is mounted, an error if it cannot be, or None if its device is not there."""
-    flags, data = parse_options(storage.options)
     try:
-        if storage.fstype == BIND:
-            flags |= MS_BIND
-            posix.close(posix.open(source, posix.O_RDONLY | posix.O_CLOEXEC))  # fails until the disk is complete
-        kernel.mount(source, storage.mount_point, storage.fstype, flags, data)
+        driver.mount(source, storage)
         driver.tune(storage.mount_point)
     except OSError as err:
         if err.errno == _NOT_YET.get(storage.driver):

@@ -20,18 +20,24 @@ from common.protocols.agent import (
     Empty,
     GuestDetailsRequest,
     GuestDetailsResponse,
+    KernelModule,
     RemoveContainerRequest,
     Storage,
     WaitProcessRequest,
     WaitProcessResponse,
 )
 from common.protocols.guest import (
+    BYTES,
+    INODES,
     CopyFileRequest,
     MemHotplugByProbeRequest,
     Metrics,
     OnlineCPUMemRequest,
     ReseedRandomDevRequest,
     SetGuestDateTimeRequest,
+    UpdateEphemeralMountsRequest,
+    VolumeStatsRequest,
+    VolumeStatsResponse,
 )
 from common.protocols.oci import Mount
 from common.testing.agent_client import AgentClient, AgentError
@@ -39,7 +45,7 @@ from common.testing.guest_sandbox import container_spec
 from common.testing.guest_vm import GuestVm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from guest.image import Image
 
@@ -77,16 +83,25 @@ def put(client: AgentClient, path: str, data: bytes, *, mode: int = 0o644) -> No
         copy(client, path, piece, mode=stat.S_IFREG | mode, size=len(data), offset=at)
 
 
-def said(vm: GuestVm, client: AgentClient, script: str, *mounts: Mount) -> str:
+def said(vm: GuestVm, client: AgentClient, script: str, *mounts: Mount, storages: Sequence[Storage] = ()) -> str:
     """Run a container from what was copied; return its output."""
     spec = container_spec(ROOT, "sh", "-c", script)
     spec.mounts = [mount for mount in spec.mounts if mount.destination not in {each.destination for each in mounts}]
     spec.mounts += mounts
     stream = vm.stream()
     request = CreateContainerRequest(
-        container_id="c", oci=spec, stdin_port=NO_STREAM, stdout_port=stream.number, stderr_port=NO_STREAM
+        container_id="c",
+        oci=spec,
+        storages=list(storages),
+        stdin_port=NO_STREAM,
+        stdout_port=stream.number,
+        stderr_port=NO_STREAM,
     )
-    client.ask("CreateContainer", request, Empty)
+    try:
+        client.ask("CreateContainer", request, Empty)
+    except AgentError:
+        stream.close()
+        raise
     client.ask("StartContainer", ContainerRequest(container_id="c"), Empty)
     output = stream.read_all().decode()
     waiting = WaitProcessRequest(container_id="c", exec_id="c")
@@ -112,6 +127,98 @@ def test_memory_of_the_guest_for_dev_shm(vm: GuestVm, agent: AgentClient) -> Non
     (seen,) = (line for line in mounted if " /dev/shm " in line)
     assert seen.startswith("shm /dev/shm tmpfs ")
     assert "size=65536k" in seen
+
+
+def test_memory_of_the_guest_gets_another_size(vm: GuestVm, agent: AgentClient) -> None:
+    place = "/run/kata-containers/sandbox/ephemeral/cache"
+    cache = Storage(driver="ephemeral", source="tmpfs", fstype="tmpfs", mount_point=place, options=["size=1m"])
+    agent.ask("CreateSandbox", CreateSandboxRequest(sandbox_id="s", storages=[cache]), Empty)
+    usages = []
+    for size in (1, 2):
+        cache.options = [f"size={size}m"]
+        agent.ask("UpdateEphemeralMounts", UpdateEphemeralMountsRequest(storages=[cache]), Empty)
+        stats = agent.ask("GetVolumeStats", VolumeStatsRequest(volume_guest_path=place), VolumeStatsResponse)
+        usages.append(next(usage for usage in stats.usage if usage.unit == BYTES))
+        assert next(usage for usage in stats.usage if usage.unit == INODES).used == 1, "its root directory"
+    assert [(usage.total, usage.used, usage.available) for usage in usages] == [
+        (1 << 20, 0, 1 << 20),
+        (2 << 20, 0, 2 << 20),
+    ]
+    with pytest.raises(AgentError, match="volume /nothing: No such file or directory") as refused:
+        agent.ask("GetVolumeStats", VolumeStatsRequest(volume_guest_path="/nothing"), VolumeStatsResponse)
+    assert refused.value.code == status.NOT_FOUND
+
+
+def test_a_directory_that_containers_share(vm: GuestVm, agent: AgentClient) -> None:
+    """What upstream's shim has for an emptyDir."""
+    place = "/run/kata-containers/local/volume"
+    local = Storage(
+        driver="local", source="local", fstype="local", mount_point=place, options=["mode=0750", "fsgid=77"]
+    )
+    mount = Mount(destination="/volume", source=place, type="bind", options=["rbind"])
+    assert said(vm, agent, "stat -c '%a %g' /volume; echo kept > /volume/file", mount, storages=[local]) == "2750 77\n"
+    assert said(vm, agent, "cat /volume/file", mount, storages=[local]) == "kept\n"
+    local.options = ["mode=rwx"]
+    with pytest.raises(AgentError, match=f"local storage {place}: invalid literal") as refused:
+        said(vm, agent, "true", mount, storages=[local])
+    assert refused.value.code == status.INVALID_ARGUMENT
+
+
+def test_names_are_resolved_by_whom_the_host_says(vm: GuestVm, agent: AgentClient) -> None:
+    agent.ask(
+        "CreateSandbox", CreateSandboxRequest(sandbox_id="s", dns=["nameserver 192.0.2.1", " search a.example "]), Empty
+    )
+    mount = Mount(destination="/resolv", source="/etc/resolv.conf", type="bind", options=["rbind", "ro"])
+    other = Mount(destination="/run", source="/run/kata-containers/sandbox", type="bind", options=["rbind", "ro"])
+    expected = "nameserver 192.0.2.1\nsearch a.example\n"
+    assert said(vm, agent, "cat /resolv /run/resolv.conf", mount, other) == expected * 2
+
+
+def test_modules_are_loaded_with_what_they_need(vm: GuestVm, agent: AgentClient) -> None:
+    """sd_mod needs scsi_mod and scsi_common, which this guest has not loaded."""
+    listed = "cat /proc/modules"
+    assert not {"sd_mod", "scsi_mod", "virtio_scsi"} & loaded(said(vm, agent, listed))
+    wanted = [
+        KernelModule(name="scsi-mod", parameters=["max_luns=7", "inq_timeout=5"]),
+        KernelModule(name="sd_mod"),
+        KernelModule(name="scsi_mod", parameters=["max_luns=8"]),
+    ]
+    agent.ask("CreateSandbox", CreateSandboxRequest(sandbox_id="s", kernel_modules=wanted), Empty)
+    assert {"sd_mod", "scsi_mod"} <= loaded(said(vm, agent, listed))
+    read = "cat /sys/module/scsi_mod/parameters/max_luns /sys/module/scsi_mod/parameters/inq_timeout"
+    assert said(vm, agent, read) == "7\n5\n"
+
+
+def loaded(listed: str) -> set[str]:
+    return {line.split()[0] for line in listed.splitlines()}
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "said"),
+    [
+        (KernelModule(name="nothing"), status.NOT_FOUND, "the guest's image has no kernel module nothing"),
+        (
+            KernelModule(name="overlay", parameters=["redirect_max=many"]),
+            status.INVALID_ARGUMENT,
+            "kernel module overlay with parameters 'redirect_max=many': Invalid argument",
+        ),
+    ],
+)
+def test_a_module_that_cannot_be_loaded_is_named(
+    agent: AgentClient, module: KernelModule, code: int, said: str
+) -> None:
+    with pytest.raises(AgentError, match=said) as refused:
+        agent.ask("CreateSandbox", CreateSandboxRequest(sandbox_id="s", kernel_modules=[module]), Empty)
+    assert refused.value.code == code
+
+
+@pytest.mark.parametrize("method", ["SetPolicy", "GetIPTables", "MemAgentMemcgSet", "AddSwap", "ResizeVolume"])
+def test_what_needs_a_part_that_this_image_has_not_is_unimplemented(agent: AgentClient, method: str) -> None:
+    with pytest.raises(
+        AgentError, match=f"method grpc.AgentService/{method} is not supported by this agent"
+    ) as refused:
+        agent.ask(method, Empty(), Empty)
+    assert refused.value.code == status.UNIMPLEMENTED
 
 
 def test_a_file_has_its_name_when_it_is_whole(vm: GuestVm, agent: AgentClient) -> None:

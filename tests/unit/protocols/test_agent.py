@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 # Written down a second time, from the protocol's table and not from the classes: a number that changes breaks every
 # agent and shim that is already out there.
 NUMBERS: dict[type[Message], dict[str, int]] = {
-    agent.CreateSandboxRequest: {"hostname": 1, "storages": 3, "sandbox_id": 5, "guest_hook_path": 6},
+    agent.CreateSandboxRequest: {
+        "hostname": 1, "dns": 2, "storages": 3, "sandbox_id": 5, "guest_hook_path": 6, "kernel_modules": 7,
+    },
+    agent.KernelModule: {"name": 1, "parameters": 2},
     agent.Storage: {"driver": 1, "driver_options": 2, "source": 3, "fstype": 4, "options": 5, "mount_point": 6},
     agent.Device: {"id": 1, "type": 2, "vm_path": 3, "container_path": 4, "options": 5},
     agent.CreateContainerRequest: {
@@ -51,6 +54,11 @@ NUMBERS: dict[type[Message], dict[str, int]] = {
     guest.CopyFileRequest: {
         "path": 1, "file_size": 2, "file_mode": 3, "dir_mode": 4, "uid": 5, "gid": 6, "offset": 7, "data": 8,
     },
+    guest.UpdateEphemeralMountsRequest: {"storages": 1},
+    guest.VolumeStatsRequest: {"volume_guest_path": 1},
+    guest.VolumeUsage: {"available": 1, "total": 2, "used": 3, "unit": 4},
+    guest.VolumeCondition: {"abnormal": 1, "message": 2},
+    guest.VolumeStatsResponse: {"usage": 1, "volume_condition": 2},
     guest.Metrics: {"metrics": 1},
     network.IPAddress: {"family": 1, "address": 2, "mask": 3},
     network.Interface: {
@@ -85,6 +93,7 @@ NUMBERS: dict[type[Message], dict[str, int]] = {
         "tx_bytes": 6, "tx_packets": 7, "tx_errors": 8, "tx_dropped": 9,
     },
     stats.StatsContainerResponse: {"cgroup_stats": 1, "network_stats": 2},
+    agent.TakenRequest: {"stream": 1, "size": 2},  # not upstream's: our shim and agent have it for themselves
     health.CheckRequest: {"service": 1},
     health.HealthCheckResponse: {"status": 1},
     health.VersionCheckResponse: {"grpc_version": 1, "agent_version": 2},
