@@ -24,6 +24,10 @@ _STATE = "/run/crun"
 _F_ADD_SEALS = 1033
 _ALL_SEALS = 1 | 2 | 4 | 8  # F_SEAL_SEAL, _SHRINK, _GROW, _WRITE (fcntl(2)): what crun looks for
 
+_NOT_A_FILE = "open executable: operation not permitted"
+_DENIED = "open executable: permission denied"
+"""What crun says of a command that is a directory, and of a file that is not executable. runc says the same of both."""
+
 # What a child must not inherit: Python ignores these two, and an ignored signal stays ignored across execve(2).
 _DEFAULT_SIGNALS = (SIGPIPE, SIGXFSZ)
 
@@ -63,6 +67,8 @@ def _error(log: str, status: int) -> str:
     """
     what, colon, reason = read_text(log).strip().rpartition(": ")
     said = f"{what}{colon}{reason[:1].lower()}{reason[1:]}" if colon else reason
+    if said.endswith(_NOT_A_FILE):
+        said = said.removesuffix(_NOT_A_FILE) + _DENIED
     return said or f"crun ended with status {status} and said nothing"
 
 

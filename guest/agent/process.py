@@ -84,6 +84,7 @@ class Process:
         self._terminal = -1
         self._input: Input | None = None
         self._outputs: list[Output] = []
+        self._sources: dict[int, int] = {}
         self._called_input = CallInput(guest.reactor) if streams.stdin == BY_CALL else None
         self._called = [CallOutput(guest.reactor) if number == BY_CALL else None for number in streams.outputs]
         self._waiters: list[Callable[[int], None]] = []
@@ -197,20 +198,40 @@ class Process:
         return ConsoleSocket(path)
 
     def _open_pipes(self) -> list[int]:
-        """Connect pipes to the ports; return the process's ends of them."""
+        """Make pipes, and connect that of the input to its port; return the process's ends of them.
+
+        Those of the outputs wait for the runtime's success: a runtime that fails says why on standard error too, and
+        the caller gets that in the answer.
+        """
         ends = [self._guest.null] * 3
         if self._streams.stdin != NO_STREAM:
             ends[0], sink = posix.pipe2(posix.O_CLOEXEC)
             self._connect_input(sink)
         for number, stream in enumerate(self._streams.outputs):
             if stream != NO_STREAM:
-                source, ends[number + 1] = posix.pipe2(posix.O_CLOEXEC)
-                self._connect_output(number, source)
+                self._sources[number], ends[number + 1] = posix.pipe2(posix.O_CLOEXEC)
         return ends
+
+    def _connect_outputs(self) -> None:
+        """Let the host have what the process writes."""
+        while self._sources:
+            number, source = self._sources.popitem()
+            try:
+                self._connect_output(number, source)
+            except RpcError:  # the host has closed the stream's connection meanwhile
+                posix.close(source)
+
+    def _empty_outputs(self) -> None:
+        """Have nothing in them but their ends."""
+        for number, source in self._sources.items():
+            posix.close(source)
+            self._sources[number], end = posix.pipe2(posix.O_CLOEXEC)
+            posix.close(end)
 
     def _run(self, pid: int, console: ConsoleSocket | None) -> None:
         self._pid = pid
         self.state = RUNNING
+        self._connect_outputs()
         if console:
             self._terminal = console.receive()
             console.close()
@@ -256,11 +277,15 @@ class Process:
         for end in self._open_pipes():
             if end != self._guest.null:
                 posix.close(end)
+        self._connect_outputs()
 
     def _fail(self, console: ConsoleSocket | None) -> None:
         if console:
             console.close()
             self._end_streams()
+        else:
+            self._empty_outputs()
+            self._connect_outputs()
         self._exit(_NEVER_RAN)
 
     def _exit(self, exit_status: int) -> None:

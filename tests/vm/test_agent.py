@@ -248,10 +248,26 @@ def test_a_missing_executable_is_named_and_every_stream_ends(sandbox: GuestSandb
     task = sandbox.create("no-such-program", stdin=True)
     with pytest.raises(AgentError, match=r"`no-such-program` not found in \$PATH: no such file or directory"):
         task.start()
-    assert task.stdout.read_all() == b""
+    assert task.stderr
+    assert (task.stdout.read_all(), task.stderr.read_all()) == (b"", b""), "the reason is in the answer alone"
     assert task.wait() == 255
     with pytest.raises(AgentError, match=r"`no-such-program` not found in \$PATH: no such file or directory"):
         sandbox.exec(idle, "no-such-program")
+
+
+@pytest.mark.parametrize("command", ["/etc", "/bin", "/etc/passwd"])
+def test_what_cannot_be_executed_is_denied(sandbox: GuestSandbox, idle: Task, command: str) -> None:
+    """As runc says it; with these words Docker ends with 126."""
+    (sandbox.rootfs / "etc").mkdir(exist_ok=True)
+    (sandbox.rootfs / "etc" / "passwd").write_text("")
+    task = sandbox.create(command)
+    with pytest.raises(AgentError, match="open executable: permission denied"):
+        task.start()
+    assert task.stderr
+    assert (task.stdout.read_all(), task.stderr.read_all()) == (b"", b"")
+    assert task.wait() == 255
+    with pytest.raises(AgentError, match="open executable: permission denied"):
+        sandbox.exec(idle, command)
 
 
 def test_orphans_are_reaped(sandbox: GuestSandbox) -> None:
@@ -362,6 +378,7 @@ def test_guest_details(sandbox: GuestSandbox) -> None:
         "mmioblk",
         "nvdimm",
         "ephemeral",
+        "local",
         "overlayfs",
     ]
     assert details.agent_details.init_daemon
