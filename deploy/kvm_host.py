@@ -141,7 +141,7 @@ def _files(work: Path) -> Iterator[Path]:
 def _run(work: Path, files: Path, arguments: argparse.Namespace) -> int:
     ram = f"memory-backend-memfd,id=ram,size={arguments.memory}M,share=on"
     command = [
-        *("timeout", str(arguments.timeout), "qemu-system-x86_64"),
+        *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"),  # it ends with us, however that is
         *("-machine", "q35,memory-backend=ram", "-object", ram, "-m", str(arguments.memory)),
         *("-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(arguments.cpus)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", f"file:{work}/console"),
@@ -152,7 +152,10 @@ def _run(work: Path, files: Path, arguments: argparse.Namespace) -> int:
         *("-device", "virtserialport,chardev=output,name=output"),
     ]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as qemu:  # at the end of its input it closes the port
-        qemu.wait()
+        try:
+            qemu.wait(arguments.timeout)
+        except subprocess.TimeoutExpired:
+            qemu.kill()
     status = work / "status"
     if status.exists():
         return int(status.read_text())

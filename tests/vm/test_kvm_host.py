@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
@@ -35,3 +36,16 @@ def test_it_says_when_the_time_has_passed() -> None:
     )
     assert done.returncode == 124
     assert "no exit status" in done.stderr
+
+
+@pytest.mark.soak
+def test_it_leaves_nothing_that_runs_when_it_is_killed() -> None:
+    command = [sys.executable, "deploy/kvm_host.py", "--", "sh", "-c", "echo up; exec sleep 1000"]
+    with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE) as host:
+        assert host.stdout is not None
+        assert host.stdout.readline() == b"up\n"
+        children = psutil.Process(host.pid).children(recursive=True)
+        assert {"qemu-system-x86_64", "virtiofsd"} <= {child.name() for child in children}
+        host.kill()
+        _, alive = psutil.wait_procs(children, timeout=30)
+    assert alive == []
