@@ -242,7 +242,7 @@ class Registry:
         """Refuse snapshots, or a way to get memory from one, where the hypervisor does not have them."""
         modes = self._driver.capabilities.memory_modes
         if not modes:
-            hint = "a sandbox of [hypervisor.clh] can be restored"
+            hint = "those of [hypervisor.clh] and [hypervisor.firecracker] do"
             raise UnsupportedError(f"VMs of {self._driver.name} have no snapshots here", hint=hint)
         if memory is not None and memory not in modes:
             hint = f"it can be had {' or '.join(modes)}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,7 @@ from common.config import HypervisorConfig
 from common.errors import NotFoundError, UsageError
 
 _FILE = "snapshot.json"
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,12 +46,16 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def require_empty(directory: str) -> None:
-    """Refuse what is no directory to write a snapshot into.
+    """Refuse what is no directory to write a snapshot into: one of its own, which nobody else can look into.
 
     Raises:
         UsageError, NotFoundError: it is none, or has something in it.
     """
     _require_directory(directory)
+    if Path(directory).stat().st_mode & _OTHERS:
+        raise UsageError(
+            f"directory {directory} is open to others than its owner", hint="chmod 700: a guest's memory goes there"
+        )
     if any(Path(directory).iterdir()):
         raise UsageError(f"directory {directory} is not empty", hint="a snapshot needs one of its own")
 

@@ -26,13 +26,15 @@ from common.errors import AlreadyExistsError, HypervisorError, NotFoundError, Un
 from common.linux import cgroup, identity, mounts
 from common.services.channel import HybridVsock
 from common.services.health import HEALTH
-from common.services.vmm import AddDevice, BlockSpec
+from common.services.vmm import AddDevice, BlockSpec, MemoryMode
 from common.testing.fake_firecracker.server import CONTROL_SOCKET
 from common.testing.hotplug_stand import plugging
 from common.testing.isolation import in_event_loop
 from common.workers import Workers
+from procs.vmm_manager.drivers import Restoring
 from procs.vmm_manager.drivers.firecracker.driver import FirecrackerDriver
 from procs.vmm_manager.record import VmRecord
+from procs.vmm_manager.snapshots import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -113,9 +115,10 @@ def installed(directory: Path, version: str) -> dict[str, Any]:
 async def starting(
     run_dir: Path,
     version: str = "1.16.1",
+    restoring: Restoring | None = None,
     **changes: Any,  # noqa: ANN401 - fields of FirecrackerConfig
 ) -> AsyncIterator[Stand]:
-    """Start a VM and end all of it."""
+    """Start a VM, perhaps from a snapshot, and end all of it."""
     sandbox_id = f"f{uuid.uuid4().hex[:8]}_x"
     config = FirecrackerConfig(**{**installed(run_dir, version), **changes})
     record = VmRecord(sandbox_id=sandbox_id, config=config)
@@ -125,7 +128,7 @@ async def starting(
     try:
         async with Workers() as workers:
             driver = FirecrackerDriver()
-            machine = await driver.start(record, workers, removed.append)
+            machine = await driver.start(record, workers, removed.append, restoring)
             yield Stand(driver, record, machine, workers, removed)
             await asyncio.to_thread(cgroup.kill, sandbox_id)
             await machine.wait_end()
@@ -140,7 +143,7 @@ def disk(run_dir: Path, name: str, size: int = MIB) -> Path:
     return file
 
 
-PCI = {"block_device_driver": BlockDriver.VIRTIO_BLK}
+PCI: dict[str, Any] = {"block_device_driver": BlockDriver.VIRTIO_BLK}
 
 
 @in_event_loop
@@ -333,6 +336,30 @@ async def test_a_guest_that_panics_ends_the_vm_and_its_last_words_are_known(run_
         assert not stand.machine.is_running
         assert "Kernel panic - not syncing: demanded" in await stand.machine.console_tail()
         assert await stand.driver.adopt(stand.record, stand.workers, stand.removed.append) is None
+
+
+@in_event_loop
+async def test_a_snapshot_is_written_by_one_jails_user_and_read_by_anothers(run_dir: Path) -> None:
+    directory = run_dir / "snapshot"
+    directory.mkdir(mode=0o700)
+    async with starting(run_dir, **PCI) as stand:
+        await stand.machine.pause()
+        await stand.machine.snapshot(str(directory))
+        config, version = stand.machine.config, stand.machine.vm.version
+        restoring = Restoring(Snapshot(version=version, config=config, directory=str(directory)), MemoryMode.ON_DEMAND)
+        assert mounts.mounted_below(str(stand.root)) == []
+        async with starting(run_dir, restoring=restoring, **PCI) as other:
+            assert other.root.stat().st_uid != stand.root.stat().st_uid
+            assert await other.ask("memory") == "what the guest had in its memory"
+            assert await other.machine.runstate() == "running"
+            assert mounts.mounted_below(str(other.root)) == []
+            assert not {"state", "memory"} & {file.name for file in other.root.iterdir()}
+        for file in directory.iterdir():
+            assert (file.stat().st_uid, file.stat().st_mode & 0o777) == (0, 0o644)
+        wrong = Restoring(msgspec.structs.replace(restoring.snapshot, version="1.15.0"), MemoryMode.ON_DEMAND)
+        with pytest.raises(UnsupportedError, match=r"1\.16\.1 cannot read a snapshot of 1\.15\.0"):
+            async with starting(run_dir, restoring=wrong, **PCI):
+                pass
 
 
 @in_event_loop

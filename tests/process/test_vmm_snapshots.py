@@ -23,7 +23,7 @@ from common.errors import (
 from common.linux import cgroup, mounts
 from common.services.vmm import MemoryMode
 from common.testing.demands import How
-from common.testing.fake_vmms import FAKES, CloudHypervisor, UnconfinedCloudHypervisor
+from common.testing.fake_vmms import CloudHypervisor, Firecracker, OlderFirecracker, UnconfinedCloudHypervisor
 from common.testing.hotplug_stand import HotplugStand, plugging, plugging_into
 from common.testing.isolation import in_event_loop
 from common.testing.real_vmms import REAL, RealCloudHypervisor
@@ -52,7 +52,7 @@ class Tall(CloudHypervisor):
 def empty(name: str = "snapshot") -> Path:
     """Make an empty directory."""
     directory = Path(paths.run_dir()) / name
-    directory.mkdir()
+    directory.mkdir(mode=0o700)
     return directory
 
 
@@ -140,6 +140,9 @@ async def test_of_a_snapshot_that_failed_nothing_is_left(how: How) -> None:
         await stand.manager.snapshot(stand.sandbox_id, directory)
         with pytest.raises(UsageError, match="is not empty"):
             await stand.manager.snapshot(stand.sandbox_id, directory)
+        (open_to_all := empty("open")).chmod(0o755)
+        with pytest.raises(UsageError, match="is open to others than its owner"):
+            await stand.manager.snapshot(stand.sandbox_id, open_to_all)
         with pytest.raises(UsageError, match="is not an absolute path"):
             await stand.manager.snapshot(stand.sandbox_id, Path("here"))
 
@@ -190,10 +193,40 @@ async def test_memory_on_demand_is_refused_of_a_version_without() -> None:
             assert vm.version == "51.1.0"
 
 
-@pytest.mark.parametrize("hypervisor", [name for name in FAKES if name != "clh"])
+FIRECRACKERS: dict[str, type[Firecracker]] = {"1.16": Firecracker, "1.12": OlderFirecracker}
+
+
+@pytest.mark.parametrize("kind", FIRECRACKERS.values(), ids=FIRECRACKERS)
 @in_event_loop
-async def test_a_hypervisor_without_snapshots_says_so(hypervisor: str) -> None:
-    async with plugging(hypervisor) as stand:
+async def test_of_firecracker_memory_is_mapped(kind: type[Firecracker]) -> None:
+    async with plugging_into(kind) as stand:
+        directory = await snapshot_of(stand)
+        root = Path(paths.vm_dir(stand.sandbox_id)) / "jail"
+        assert mounts.mounted_below(str(root)) == [str(root)], "nothing of it is left in the jail"
+        assert {file.name: file.stat().st_uid for file in directory.iterdir()} == dict.fromkeys(
+            ("state", "memory", "snapshot.json"), 0
+        )
+        with pytest.raises(UnsupportedError, match=r"cannot give a guest its memory copy \(it can be had on-demand\)"):
+            async with restored(stand.manager, directory):
+                pass
+        async with restored(stand.manager, directory, MemoryMode.ON_DEMAND) as vm:
+            assert (await stand.manager.describe(vm.sandbox_id)).runstate == "running"
+            assert vm.hotplug_buses == stand.vm.hotplug_buses
+            other = kind()
+            await other.connect(vm)
+            assert await other.ask("memory") == "what the guest had in its memory"
+            added = await stand.manager.plug(vm.sandbox_id, stand.disk("a"), bus=stand.vmm.bus)
+            assert await other.has() == ({added.hypervisor_id}, {"a"})
+            await other.close()
+        (directory / "state").unlink()
+        with pytest.raises(HypervisorError, match="No such file"):
+            async with restored(stand.manager, directory, MemoryMode.ON_DEMAND):
+                pass
+
+
+@in_event_loop
+async def test_a_hypervisor_without_snapshots_says_so() -> None:
+    async with plugging("qemu") as stand:
         with pytest.raises(UnsupportedError, match=r"have no snapshots here .*\[hypervisor.clh\]"):
             await stand.manager.snapshot(stand.sandbox_id, empty())
         with pytest.raises(UnsupportedError, match="have no snapshots here"):

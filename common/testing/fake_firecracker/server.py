@@ -57,6 +57,7 @@ class Server:
             **{("PUT", name): machine.set for name in ("boot-source", "machine-config", "vsock", "entropy")},
             ("PUT", "actions"): machine.act,
             ("PATCH", "vm"): machine.move,
+            ("PUT", "snapshot"): machine.snapshot,
             ("PUT", "drives"): machine.put_drive,
             ("PATCH", "drives"): machine.patch_drive,
             ("DELETE", "drives"): machine.delete_drive,
@@ -70,6 +71,7 @@ class Server:
             "count": count,
             "log": log,
             "guest": machine.seen,
+            "memory": lambda: machine.memory,
             "has": machine.disks,
             "transcript": lambda: self._transcript,
         }
@@ -117,7 +119,8 @@ class Server:
         handle = self._routes.get((request.method, kind))
         if handle is None:
             raise RefusalError(f"Invalid request method and/or path: {request.method} {kind}.")
-        return handle(_checked(rest) if kind == "drives" else kind, request.body)
+        name = _checked(rest) if kind == "drives" else rest if kind == "snapshot" else kind
+        return handle(name, request.body)
 
     def _answer(self, writer: asyncio.StreamWriter, status: int, body: dict[str, Any] | None) -> None:
         said = body["fault_message"] if status == 400 and body else "done"

@@ -18,10 +18,10 @@ from common.config import FirecrackerConfig
 from common.errors import DeadlineError, HypervisorError, UnavailableError, UnsupportedError
 from common.linux import cgroup, inotify
 from common.services.channel import HybridVsock
-from common.services.vmm import BlockSpec, Vm
+from common.services.vmm import BlockSpec, MemoryMode, Vm
 from procs.vmm_manager.drivers import Capabilities, console
 from procs.vmm_manager.drivers.console import Console
-from procs.vmm_manager.drivers.firecracker import boot, places, versions
+from procs.vmm_manager.drivers.firecracker import boot, places, snapshots, versions
 from procs.vmm_manager.drivers.firecracker.api import SOCKET, Api
 from procs.vmm_manager.drivers.firecracker.jail import Jail
 from procs.vmm_manager.drivers.firecracker.machine import LOG, METRICS, FirecrackerMachine
@@ -53,7 +53,7 @@ class FirecrackerDriver:
     """Makes :class:`FirecrackerMachine`; see :class:`procs.vmm_manager.drivers.Driver`."""
 
     name = "firecracker"
-    capabilities = Capabilities(devices=(BlockSpec,))
+    capabilities = Capabilities(devices=(BlockSpec,), memory_modes=(MemoryMode.ON_DEMAND,))
 
     def __init__(self) -> None:
         self._probe = Probe(_probe_argv)
@@ -78,8 +78,12 @@ class FirecrackerDriver:
         """
         config = record.config
         assert isinstance(config, FirecrackerConfig)
-        assert restoring is None, "the capabilities say so"
         features = await self._require(config)
+        if restoring is not None and restoring.snapshot.version != features.version:
+            raise UnsupportedError(
+                f"Firecracker {features.version} cannot read a snapshot of {restoring.snapshot.version}",
+                hint="take one with this version",
+            )
         jail = Jail(record.sandbox_id, config)
         jail.make()
         printed = Console(paths.vm_dir(record.sandbox_id))
@@ -88,7 +92,7 @@ class FirecrackerDriver:
             with inotify.watching(jail.root) as root:
                 process = _spawn(record.sandbox_id, config, jail, printed)
                 undo.push_async_callback(process.end)
-                await _boot(root, process, printed, Api(str(jail.root)), config)
+                await _boot(root, process, printed, jail, config, restoring)
             jail.forget_boot()
             record.vm = _vm(record, features, process, jail, config)
             record.save()
@@ -167,12 +171,21 @@ def _spawn(sandbox_id: str, config: FirecrackerConfig, jail: Jail, printed: Cons
 
 
 async def _boot(
-    root: inotify.Directory, process: Process, printed: Console, api: Api, config: FirecrackerConfig
+    root: inotify.Directory,
+    process: Process,
+    printed: Console,
+    jail: Jail,
+    config: FirecrackerConfig,
+    restoring: Restoring | None,
 ) -> None:
-    """Configure and start the VM of a Firecracker that was just started."""
+    """Configure and start the VM of a Firecracker that was just started, or have it go on from a snapshot."""
+    api = Api(str(jail.root))
     try:
         async with asyncio.timeout(_START_TIMEOUT_S):
             await _wait_listening(root, process, api)
+        if restoring is not None:
+            await snapshots.restore(api, jail, restoring.snapshot.directory)
+            return
         for request in boot.requests(config):
             await api.put(request.path, request.body)
         await api.put("/actions", {"action_type": "InstanceStart"}, timeout_s=_BOOT_TIMEOUT_S)

@@ -10,6 +10,7 @@
             api, vsock                        Firecracker's sockets
             log, metrics                      FIFOs
             disk_7                            a disk's node, while Firecracker opens it
+            state, memory                     a snapshot's files, while it writes or opens them
 
 *A file system of its own.* The run directory is often mounted ``nodev`` and ``noexec``, and a jail needs both; what
 Firecracker could write is bounded; and ``nosymfollow`` keeps it from leading us elsewhere by a link of its making. It
@@ -145,6 +146,43 @@ class Jail:
             made = node.lstat()
             serial = f"{made.st_dev}{made.st_rdev}{made.st_ino}"[:_SERIAL_SIZE]
             yield Lent(serial, _sectors(device))
+
+    @contextmanager
+    def written(self, name: str, file: Path) -> Iterator[None]:
+        """A new file of the host under a name in the jail, for the jail's user to write; then it is root's again.
+
+        Raises:
+            OSError: it is there already, or cannot be made.
+        """
+        owner = self.root.stat()
+        file.touch(mode=0o600, exist_ok=False)
+        os.chown(file, owner.st_uid, owner.st_gid)
+        try:
+            with self._bound(name, file, 0):
+                yield
+        finally:
+            os.chown(file, 0, 0)
+            file.chmod(0o644)
+
+    @contextmanager
+    def read(self, name: str, file: Path) -> Iterator[None]:
+        """A file of the host that everybody may read under a name in the jail, for as long as it takes to be opened.
+
+        Raises:
+            OSError: there is none.
+        """
+        with self._bound(name, file, mounts.MS_RDONLY):
+            yield
+
+    @contextmanager
+    def _bound(self, name: str, file: Path, flags: int) -> Iterator[None]:
+        (self.root / name).touch()
+        try:
+            mounts.mount(str(file), str(self.root / name), flags=mounts.MS_BIND | flags)
+            yield
+        finally:
+            mounts.unmount(str(self.root / name))
+            (self.root / name).unlink()
 
     def _bind(self, source: str, name: str, *, is_for_root: bool) -> None:
         if not is_for_root and not Path(source).stat().st_mode & stat.S_IROTH:

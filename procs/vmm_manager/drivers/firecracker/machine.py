@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from common import log
 from common.errors import KataError
-from procs.vmm_manager.drivers.firecracker import places
+from procs.vmm_manager.drivers.firecracker import places, snapshots
 from procs.vmm_manager.drivers.firecracker.api import Api
 from procs.vmm_manager.drivers.firecracker.drives import Drives
 from procs.vmm_manager.drivers.firecracker.metrics import counters
@@ -47,6 +47,8 @@ class FirecrackerMachine:
         on_removed: Callable[[str], None],
     ) -> None:
         self.vm = vm
+        self.config = config
+        self._jail = jail
         self._process = process
         self._console = console
         self._api = Api(str(jail.root))
@@ -88,6 +90,10 @@ class FirecrackerMachine:
     async def resume(self) -> None:
         """Let them go on."""
         await self._api.patch("/vm", {"state": "Resumed"})
+
+    async def snapshot(self, directory: str) -> None:
+        """Write the VM into a directory."""
+        await snapshots.write(self._api, self._jail, directory)
 
     async def console_tail(self) -> str:
         """Return the last of what the guest printed."""

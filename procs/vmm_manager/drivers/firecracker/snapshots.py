@@ -1,0 +1,53 @@
+"""Writing a VM into a directory, and going on from there in another Firecracker.
+
+Firecracker writes two files, the state and the guest's memory, as its jail's user; so both are made for it, bound into
+the jail, and taken back. All that names a place in the state is relative to the jail's root, and there again in the
+next jail. Several VMs may go on from one snapshot, each as a user of its own: so who can look into the directory can
+read the files, and that is its owner alone.
+
+Memory comes on demand and in no other way: the file is mapped (MAP_PRIVATE), pages that nobody has changed are the same
+for all VMs that went on from it, and it has to stay as it is as long as they run.
+
+Source: docs/snapshotting/snapshot-support.md and src/vmm/src/persist.rs of Firecracker.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from procs.vmm_manager.drivers.firecracker.api import Api
+    from procs.vmm_manager.drivers.firecracker.jail import Jail
+
+TIMEOUT_S = 120.0
+"""How long writing a guest's memory may take; Firecracker answers nothing else meanwhile."""
+_STATE, _MEMORY = "state", "memory"
+
+
+async def write(api: Api, jail: Jail, directory: str) -> None:
+    """Have a paused VM written into an empty directory.
+
+    Raises:
+        KataError, OSError: it was not, or it is not known whether it was.
+    """
+    with ExitStack() as undo:
+        for name in (_STATE, _MEMORY):
+            undo.enter_context(jail.written(name, Path(directory) / name))
+        body: dict[str, object] = {"snapshot_type": "Full", "snapshot_path": _STATE, "mem_file_path": _MEMORY}
+        await api.put("/snapshot/create", body, timeout_s=TIMEOUT_S)
+
+
+async def restore(api: Api, jail: Jail, directory: str) -> None:
+    """Have a VM go on from a snapshot, in a Firecracker that nothing has been asked of.
+
+    Raises:
+        KataError, OSError: it does not.
+    """
+    with ExitStack() as undo:
+        for name in (_STATE, _MEMORY):
+            undo.enter_context(jail.read(name, Path(directory) / name))
+        memory = {"backend_type": "File", "backend_path": _MEMORY}
+        body: dict[str, object] = {"snapshot_path": _STATE, "mem_backend": memory, "resume_vm": True}
+        await api.put("/snapshot/load", body, timeout_s=TIMEOUT_S)
