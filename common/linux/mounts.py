@@ -41,6 +41,7 @@ _AT_RECURSIVE = 0x8000
 _OPEN_TREE_CLONE = 1
 _OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH = 4
+_CLONE_NEWNS = 0x20000
 _ATTRIBUTES = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
 """Flags that a bind mount can have of its own; ``MOUNT_ATTR_*`` have the same values for these four."""
 
@@ -120,8 +121,28 @@ def _unescape(field: bytes) -> bytes:
     return field.replace(b"\\040", b" ").replace(b"\\011", b"\t").replace(b"\\012", b"\n").replace(b"\\134", b"\\")
 
 
-def _bind(source: str, target: str, flags: int) -> None:
-    """Show ``source`` at ``target`` too."""
+def mount_into(namespace: int, source: str, target: str, flags: int) -> None:
+    """Show ``source`` at ``target`` of another mount namespace, which this process is in from then on.
+
+    Args:
+        namespace: a descriptor of it (namespaces(7)).
+        source: path in this process's own mounts.
+        target: path in the others.
+        flags: what may not be done in it.
+
+    Raises:
+        OSError: the kernel refused, for example because this process has threads.
+    """
+    _bind(source, target, flags, namespace)
+
+
+def enter(namespace: int) -> None:
+    """Go into another mount namespace. Raises as :func:`mount_into` does."""
+    _checked("", "setns", namespace, _CLONE_NEWNS)
+
+
+def _bind(source: str, target: str, flags: int, namespace: int = -1) -> None:
+    """Show ``source`` at ``target`` too, perhaps of another namespace."""
     recursive = _AT_RECURSIVE if flags & MS_REC else 0
     clone = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | recursive
     tree = _checked(source, "syscall", _SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(source), clone)
@@ -131,6 +152,8 @@ def _bind(source: str, target: str, flags: int) -> None:
         )  # struct mount_attr: set, clear, propagation, userns
         scope = _AT_EMPTY_PATH | recursive
         _checked(target, "syscall", _SYS_MOUNT_SETATTR, tree, b"", scope, attributes, len(attributes))
+        if namespace >= 0:
+            enter(namespace)
         arguments = (tree, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH)
         _checked(target, "syscall", _SYS_MOVE_MOUNT, *arguments)
     finally:

@@ -184,7 +184,7 @@ async def _boot(
         async with asyncio.timeout(_START_TIMEOUT_S):
             await _wait_listening(root, process, api)
         if restoring is not None:
-            await snapshots.restore(api, jail, restoring.snapshot.directory)
+            await snapshots.restore(api, jail, process.identity.pid, restoring.snapshot.directory)
             return
         for request in boot.requests(config):
             await api.put(request.path, request.body)

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from common import paths
 from common.errors import UsageError
-from common.linux import loop, mounts
+from common.linux import loop, mount_namespace, mounts
 from procs.vmm_manager.drivers.firecracker.boot import INITRD, KERNEL, PLACEHOLDER
 from procs.vmm_manager.drivers.sources import is_block_device
 
@@ -148,8 +148,8 @@ class Jail:
             yield Lent(serial, _sectors(device))
 
     @contextmanager
-    def written(self, name: str, file: Path) -> Iterator[None]:
-        """A new file of the host under a name in the jail, for the jail's user to write; then it is root's again.
+    def written(self, pid: int, name: str, file: Path) -> Iterator[None]:
+        """A new file of the host under a name in the jail of a process, for its user to write; then it is root's again.
 
         Raises:
             OSError: it is there already, or cannot be made.
@@ -158,30 +158,32 @@ class Jail:
         file.touch(mode=0o600, exist_ok=False)
         os.chown(file, owner.st_uid, owner.st_gid)
         try:
-            with self._bound(name, file, 0):
+            with self._bound(pid, name, file, 0):
                 yield
         finally:
             os.chown(file, 0, 0)
             file.chmod(0o644)
 
     @contextmanager
-    def read(self, name: str, file: Path) -> Iterator[None]:
+    def read(self, pid: int, name: str, file: Path) -> Iterator[None]:
         """A file of the host that everybody may read under a name in the jail, for as long as it takes to be opened.
 
         Raises:
             OSError: there is none.
         """
-        with self._bound(name, file, mounts.MS_RDONLY):
+        with self._bound(pid, name, file, mounts.MS_RDONLY):
             yield
 
     @contextmanager
-    def _bound(self, name: str, file: Path, flags: int) -> Iterator[None]:
+    def _bound(self, pid: int, name: str, file: Path, flags: int) -> Iterator[None]:
+        """A jailed process has mounts of its own, whose root is the jail's; one without a jailer has ours."""
+        target = str(self.root / name) if mount_namespace.is_shared_with(pid) else f"/{name}"
         (self.root / name).touch()
         try:
-            mounts.mount(str(file), str(self.root / name), flags=mounts.MS_BIND | flags)
+            mount_namespace.bind_into(pid, str(file), target, flags)
             yield
         finally:
-            mounts.unmount(str(self.root / name))
+            mount_namespace.unmount_in(pid, target)
             (self.root / name).unlink()
 
     def _bind(self, source: str, name: str, *, is_for_root: bool) -> None:

@@ -93,7 +93,7 @@ class FirecrackerMachine:
 
     async def snapshot(self, directory: str) -> None:
         """Write the VM into a directory."""
-        await snapshots.write(self._api, self._jail, directory)
+        await snapshots.write(self._api, self._jail, self.vm.process.pid, directory)
 
     async def console_tail(self) -> str:
         """Return the last of what the guest printed."""

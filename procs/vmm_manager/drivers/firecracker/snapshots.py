@@ -13,11 +13,14 @@ Source: docs/snapshotting/snapshot-support.md and src/vmm/src/persist.rs of Fire
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import asyncio
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
     from procs.vmm_manager.drivers.firecracker.api import Api
     from procs.vmm_manager.drivers.firecracker.jail import Jail
 
@@ -26,28 +29,36 @@ TIMEOUT_S = 120.0
 _STATE, _MEMORY = "state", "memory"
 
 
-async def write(api: Api, jail: Jail, directory: str) -> None:
+async def write(api: Api, jail: Jail, pid: int, directory: str) -> None:
     """Have a paused VM written into an empty directory.
 
     Raises:
         KataError, OSError: it was not, or it is not known whether it was.
     """
-    with ExitStack() as undo:
-        for name in (_STATE, _MEMORY):
-            undo.enter_context(jail.written(name, Path(directory) / name))
+    async with _all(jail.written(pid, name, Path(directory) / name) for name in (_STATE, _MEMORY)):
         body: dict[str, object] = {"snapshot_type": "Full", "snapshot_path": _STATE, "mem_file_path": _MEMORY}
         await api.put("/snapshot/create", body, timeout_s=TIMEOUT_S)
 
 
-async def restore(api: Api, jail: Jail, directory: str) -> None:
+async def restore(api: Api, jail: Jail, pid: int, directory: str) -> None:
     """Have a VM go on from a snapshot, in a Firecracker that nothing has been asked of.
 
     Raises:
         KataError, OSError: it does not.
     """
-    with ExitStack() as undo:
-        for name in (_STATE, _MEMORY):
-            undo.enter_context(jail.read(name, Path(directory) / name))
+    async with _all(jail.read(pid, name, Path(directory) / name) for name in (_STATE, _MEMORY)):
         memory = {"backend_type": "File", "backend_path": _MEMORY}
         body: dict[str, object] = {"snapshot_path": _STATE, "mem_backend": memory, "resume_vm": True}
         await api.put("/snapshot/load", body, timeout_s=TIMEOUT_S)
+
+
+@asynccontextmanager
+async def _all(contexts: Iterable[AbstractContextManager[None]]) -> AsyncIterator[None]:
+    """Be in all of these, which take their time to enter and to leave."""
+    undo = ExitStack()
+    try:
+        for context in contexts:
+            await asyncio.to_thread(undo.enter_context, context)
+        yield
+    finally:
+        await asyncio.to_thread(undo.close)
