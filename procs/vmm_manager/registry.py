@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from common import log, paths, shards
-from common.errors import BugError, HypervisorError, KataError, NotFoundError, StateError, UnsupportedError, UsageError
+from common.errors import (
+    BugError,
+    HypervisorError,
+    KataError,
+    NotFoundError,
+    StateError,
+    UnsupportedError,
+    UsageError,
+)
 from common.linux import cgroup, mounts
 from common.services.vmm import DEVICE_REMOVED, VM_EXITED, DeviceRemoved, VmExited, VmStatus
 from procs.vmm_manager import measures, snapshots
@@ -33,6 +41,9 @@ if TYPE_CHECKING:
     from common.services.vmm import AddDevice, AddedDevice, CreateVm, MemoryMode, RestoreVm, SnapshotVm, Vm
     from common.workers import Workers
     from procs.vmm_manager.drivers import Driver, Machine
+
+_END_TIMEOUT_S = 1.0
+"""How long a VMM that does not answer any more may take to end: its socket is closed before its end shows."""
 
 
 class Registry:
@@ -307,10 +318,21 @@ async def _bring(machine: Machine, wanted: str, act: Callable[[], Awaitable[None
         if await machine.runstate() != wanted:
             await act()
     except KataError as err:
+        if await _runstate_again(machine) == wanted:
+            return
         if not machine.is_running:
             raise NotFoundError(f"the VM of sandbox {machine.vm.sandbox_id} ended meanwhile") from err
-        if await machine.runstate() != wanted:
-            raise
+        raise
+
+
+async def _runstate_again(machine: Machine) -> str:
+    """Return the state of a VM after an error; empty if its VMM does not answer, which then is given time to end."""
+    try:
+        return await machine.runstate()
+    except KataError:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(machine.wait_end(), _END_TIMEOUT_S)
+        return ""
 
 
 async def _status(machine: Machine) -> VmStatus:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from common import shards
-from common.bus.events import Subscriber
+from common.bus.events import Resync, Subscriber
 from common.errors import HypervisorError, NotFoundError
 from common.testing.demands import How
 from common.testing.fake_vmms import FAKES
@@ -85,6 +85,7 @@ async def test_a_pause_that_is_refused_is_told_and_one_that_acted_is_a_pause(hyp
 @in_event_loop
 async def test_a_vm_that_has_ended_or_never_was_is_said(hypervisor: str) -> None:
     async with plugging(hypervisor) as stand, Subscriber({stand.manager.service: shards.FIRST}) as news:
+        assert isinstance(await anext(news), Resync)
         with pytest.raises(NotFoundError, match="sandbox nobody has no running VM"):
             await stand.manager.pause("nobody")
         os.kill(stand.vm.process.pid, signal.SIGKILL)

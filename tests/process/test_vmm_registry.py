@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 import shutil
+import signal
 import tempfile
 import uuid
 from contextlib import asynccontextmanager
@@ -17,7 +19,7 @@ import pytest
 
 from common import log, paths, shards
 from common.config import ClhConfig, QemuConfig
-from common.errors import HypervisorError, NotFoundError, UnsupportedError, UsageError
+from common.errors import HypervisorError, NotFoundError, UnavailableError, UnsupportedError, UsageError
 from common.linux import cgroup, identity, mounts
 from common.services.channel import HybridVsock
 from common.services.vmm import (
@@ -81,15 +83,22 @@ class FakeMachine:
         self.vm = vm
         self.process = process
         self.devices = FakeDevices(on_removed)
+        self.answers = True
 
     @property
     def is_running(self) -> bool:
         return self.process.is_running
 
     async def runstate(self) -> str:
+        if not self.answers:
+            raise UnavailableError("connection refused")
         return "running"
 
-    async def pause(self) -> None: ...
+    async def pause(self) -> None:
+        """Be about to end: nobody listens any more, and the process is still there."""
+        self.answers = False
+        asyncio.get_running_loop().call_later(0.05, os.kill, self.vm.process.pid, signal.SIGKILL)
+        raise HypervisorError("it went away before it answered")
 
     async def resume(self) -> None: ...
 
@@ -409,3 +418,11 @@ async def test_what_a_hypervisor_cannot_do_is_not_tried(sandbox: str) -> None:
         with pytest.raises(UnsupportedError, match="qemu cannot plug a share device"):
             await registry.add_device(share(sandbox, "/"))
         await registry.destroy(sandbox)
+
+
+@in_event_loop
+async def test_a_vm_that_ends_while_it_is_to_be_paused_has_ended(sandbox: str) -> None:
+    async with registering() as (registry, _):
+        await registry.create(wish(sandbox))
+        with pytest.raises(NotFoundError, match="ended meanwhile"):
+            await registry.pause(sandbox)
