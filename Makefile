@@ -11,14 +11,14 @@ GUEST := build/guest
 PREFIX ?= /opt/pykata
 INSTALLED = $(DESTDIR)$(PREFIX)
 PYTEST := $(BIN)/python -m pytest
-HOST = $(BIN)/python deploy/kvm_host.py --
+HOST = $(BIN)/python deploy/kvm_host.py --timeout 14400 --
 
 # Debian packages: a file that tells that it is there, wherever it came from, then the package. The guest's own packages
 # are only downloaded.
 PACKAGES := /usr/bin/qemu-system-x86_64:qemu-system-x86 /usr/lib/qemu/virtiofsd:qemu-system-common \
   /usr/bin/containerd:containerd /usr/sbin/runc:runc /bin/busybox:busybox-static /usr/bin/cpio:cpio \
   /usr/lib/python3.11/ensurepip:python3-venv /sbin/depmod:kmod /usr/bin/git:git \
-  /sbin/mkfs.ext4:e2fsprogs /usr/bin/mkfs.erofs:erofs-utils /usr/bin/strace:strace /sbin/ip:iproute2
+  /sbin/mkfs.ext4:e2fsprogs /sbin/dmsetup:dmsetup /usr/bin/mkfs.erofs:erofs-utils /usr/bin/strace:strace /sbin/ip:iproute2
 
 # containerds that Debian does not have yet, each with its `ctr` and its shim of runc, built without what no test needs.
 # Where it is built says from what: versions of the source, whose checksums it carries, and of the compiler.
@@ -106,8 +106,8 @@ test-upstream: setup ## our shim with upstream's agent: AGENT=path of its progra
 test-real-vmm: setup ## hotplug tests on your Cloud Hypervisor (CH=path) or Firecracker (FC=path, jailer beside it); HOST= if KVM works
 	@$(if $(CH),install -D $(CH) build/real-vmm/cloud-hypervisor)
 	@$(if $(FC),install -D -t build/real-vmm $(FC) $(dir $(FC))jailer)
-	@PYKATA_TEST_TIMEOUT_S=900 $(if $(CH),PYKATA_TEST_CH=$(CURDIR)/build/real-vmm/cloud-hypervisor) \
-		$(if $(FC),PYKATA_TEST_FC=$(CURDIR)/build/real-vmm/$(notdir $(FC))) $(HOST) $(PYTEST) -v -n 0 -k real tests/process
+	@PYKATA_TEST_TIMEOUT_S=3600 $(if $(CH),PYKATA_TEST_CH=$(CURDIR)/build/real-vmm/cloud-hypervisor) \
+		$(if $(FC),PYKATA_TEST_FC=$(CURDIR)/build/real-vmm/$(notdir $(FC))) $(HOST) $(PYTEST) -v -raP -n 0 -k real tests/process tests/real
 
 containerds: $(CONTAINERD_DIRS:%=%/.ready) ## build newer containerds from the Go module proxy
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -27,25 +28,32 @@ if TYPE_CHECKING:
 CH_VARIABLE = "PYKATA_TEST_CH"
 FC_VARIABLE = "PYKATA_TEST_FC"
 _JAILED: dict[str, object] = {"jailer_path": str(Path(os.environ.get(FC_VARIABLE, "/")).parent / "jailer")}
+_ROUNDS = 100
 _BOOT_TIMEOUT_S = 300.0
 """A guest of an emulated host takes its time."""
 
 
 class RealCloudHypervisor(Vmm):
-    """A Cloud Hypervisor whose guest runs this project's agent."""
+    """A Cloud Hypervisor whose guest runs this project's agent.
+
+    Attributes:
+        boot_s: from the program's start until the agent takes connections.
+    """
 
     hypervisor = "clh"
     bus = "segment0"
     removal_timeout_s = 30.0
+    rounds = _ROUNDS
 
     def __init__(self) -> None:
         self._vm: Vm
         self._api: ClhApi
+        self.boot_s = 0.0
 
     async def connect(self, vm: Vm) -> None:
         """Wait until the guest's agent takes connections."""
         self._vm, self._api = vm, ClhApi(paths.vm_dir(vm.sandbox_id))
-        await _wait_agent(vm)
+        self.boot_s = await _wait_agent(vm)
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -86,21 +94,27 @@ class RealCloudHypervisor(Vmm):
 
 
 class RealFirecracker(Vmm):
-    """A jailed Firecracker with disks on PCI. Its guest has not looked for the disks, so it has nothing to let go."""
+    """A jailed Firecracker with disks on PCI. Its guest has not looked for the disks, so it has nothing to let go.
+
+    Attributes:
+        boot_s: from the jailer's start until the agent takes connections.
+    """
 
     hypervisor = "firecracker"
     config: ClassVar[dict[str, object]] = {**_JAILED, "block_device_driver": BlockDriver.VIRTIO_BLK}
     bus = "pci"
     removal_timeout_s = 30.0
+    rounds = _ROUNDS
     waits_for_guest = False
 
     def __init__(self) -> None:
         self._vm: Vm
+        self.boot_s = 0.0
 
     async def connect(self, vm: Vm) -> None:
         """Wait until the guest's agent takes connections."""
         self._vm = vm
-        await _wait_agent(vm)
+        self.boot_s = await _wait_agent(vm)
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -142,7 +156,8 @@ def _file_of(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-async def _wait_agent(vm: Vm) -> None:
+async def _wait_agent(vm: Vm) -> float:
+    """Wait until the agent takes connections; return how old the VMM's process is then, in seconds."""
     assert isinstance(vm.channel, HybridVsock)
     async with asyncio.timeout(_BOOT_TIMEOUT_S):
         reader, writer = await asyncio.open_unix_connection(vm.channel.socket)
@@ -150,13 +165,17 @@ async def _wait_agent(vm: Vm) -> None:
         answer = await reader.readline()
     writer.close()
     assert answer.startswith(b"OK "), answer
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - vm.process.start_time / os.sysconf("SC_CLK_TCK")
 
 
-def _of(variable: str, kinds: dict[str, type[Vmm]]) -> dict[str, type[Vmm]]:
+Real = RealCloudHypervisor | RealFirecracker
+
+
+def _of(variable: str, kinds: dict[str, type[Real]]) -> dict[str, type[Real]]:
     return kinds if os.environ.get(variable) else {}
 
 
-REAL: dict[str, type[Vmm]] = {
+REAL: dict[str, type[Real]] = {
     **_of(CH_VARIABLE, {"clh-real": RealCloudHypervisor}),
     **_of(FC_VARIABLE, {"firecracker-real": RealFirecracker, "placeholders-real": RealFirecrackerWithPlaceholders}),
 }

@@ -48,7 +48,7 @@ DEVICE_MANAGER = "device-manager:device-manager-0"
 """The device manager's program in supervisord."""
 
 _READY = "containerd successfully booted"
-_READY_TIMEOUT_S = 150.0
+_READY_TIMEOUT_S = float(os.environ.get("PYKATA_TEST_TIMEOUT_S", "150"))
 _STOP_TIMEOUT_S = 20.0
 
 

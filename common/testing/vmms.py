@@ -25,6 +25,7 @@ class Vmm(ABC):
         bus: where it plugs.
         removal_timeout_s: how long its guest may take to let a device go.
         driver: how its guest drives disks.
+        rounds: how often a disk comes and goes in a row.
         waits_for_guest: whether a device goes when the guest lets it go, and not when that is asked for.
     """
 
@@ -33,6 +34,7 @@ class Vmm(ABC):
     bus: ClassVar[str]
     removal_timeout_s: ClassVar[float]
     driver: ClassVar[BlockDriver] = BlockDriver.VIRTIO_BLK
+    rounds: ClassVar[int] = 20
     waits_for_guest: ClassVar[bool] = True
 
     @classmethod

@@ -46,7 +46,7 @@ async def agree(stand: HotplugStand[Any], *devices: device.Device) -> None:
 @in_event_loop
 async def test_the_same_disk_comes_and_goes_at_once_and_nothing_is_left(kind: type[Vmm]) -> None:
     async with plugging_into(kind) as stand:
-        for _ in range(20):
+        for _ in range(kind.rounds):
             await stand.devices.detach(await attached(stand, "a"))
         assert await stand.vmm.has() == NOTHING
         assert await stand.devices.list() == ()
