@@ -3,6 +3,9 @@
 *Ours*: busybox's ``dd`` in a container writes zeros, and they are read from ``ctr task exec``: a pipe, the agent, the
 port, the shim, a FIFO, ctr, a pipe. *Bare*: the same ``dd`` writes as many into the same kind of port, and they are
 read from QEMU's socket. Both are timed from the first byte to the last, so that no start is in it, and take turns.
+
+The second figure is the time of the guest's processors, starts included: what the guest does for it, however busy the
+host is otherwise.
 """
 
 from __future__ import annotations
@@ -12,12 +15,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
+import psutil
 
 from bench.guest_stream import BLOCK, PRODUCER
-from bench.vm import bare_vm
+from bench.vm import BARE_NAME, bare_vm
 from common.testing.containers import new_name, running
 from common.testing.stack import Stack
 from guest.image.cpio import Archive
@@ -43,9 +47,39 @@ def main() -> int:
         with bare_vm(accelerator, script="guest_stream", archive=archive) as vm, vm.connect(AGENT_SOCKET) as asked:
             asked.recv(64)  # it is ready
             with vm.connect(stream_socket(0)) as port:
-                rounds = [(ours(stack, name), bare(asked, port)) for _ in range(_ROUNDS)]
+                mine, theirs = GuestClock(name), GuestClock(BARE_NAME)
+                rounds = [
+                    (mine.timed(lambda: ours(stack, name)), theirs.timed(lambda: bare(asked, port)))
+                    for _ in range(_ROUNDS)
+                ]
     report(rounds)
     return 0
+
+
+class Taken(NamedTuple):
+    """What it took: seconds of the clock, and of the guest's processors."""
+
+    seconds: float
+    guest_seconds: float
+
+
+class GuestClock:
+    """The processors of a VM that a process below this one runs; ``name`` is the VM's."""
+
+    def __init__(self, name: str) -> None:
+        below = psutil.Process().children(recursive=True)
+        self._vm = next(process for process in below if f"{name},debug-threads=on" in process.cmdline())
+        threads = Path(f"/proc/{self._vm.pid}/task").iterdir()
+        self._processors = {int(thread.name) for thread in threads if (thread / "comm").read_text().startswith("CPU ")}
+
+    def timed(self, measure: Callable[[], float]) -> Taken:
+        """Measure, and note what the guest took for it."""
+        began = self._now()
+        return Taken(measure(), self._now() - began)
+
+    def _now(self) -> float:
+        threads = (thread for thread in self._vm.threads() if thread.id in self._processors)
+        return float(sum(thread.user_time + thread.system_time for thread in threads))
 
 
 def ours(stack: Stack, name: str) -> float:
@@ -80,12 +114,16 @@ def seconds(read: Callable[[int], bytes | None]) -> float:
     return time.monotonic() - began
 
 
-def report(rounds: list[tuple[float, float]]) -> None:
+def report(rounds: list[tuple[Taken, Taken]]) -> None:
     """Print the medians, and that of the ratios within a round."""
-    print(f"\n{f'{SIZE >> 20} MiB of standard output':<40} {'seconds':>8}")
+    print(f"\n{f'{SIZE >> 20} MiB of standard output':<40} {'seconds':>8} {'guest':>8}")
     for what, column in (("ours", 0), ("the bare port", 1)):
-        print(f"{what:<40} {statistics.median(times[column] for times in rounds):8.3f}")
-    print(f"stdout: ours / the bare port = {statistics.median(mine / theirs for mine, theirs in rounds):.2f}")
+        medians = (statistics.median(values) for values in zip(*(times[column] for times in rounds), strict=True))
+        print(f"{what:<40}", *(f"{median:8.3f}" for median in medians))
+    of_clock, of_guest = (
+        statistics.median(mine[index] / theirs[index] for mine, theirs in rounds) for index in range(len(Taken._fields))
+    )
+    print(f"stdout: ours / the bare port = {of_clock:.2f}, of the guest's processors {of_guest:.2f}")
 
 
 if __name__ == "__main__":

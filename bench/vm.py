@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _TIMEOUT_S = 120
 """Until an answer: a limit for a loaded machine, not a measure of anything."""
 
+BARE_NAME = "bare"
+
 _MEMORY_MIB = 512
 """What the stack's configuration gives a VM, so that all VMs are alike."""
 
@@ -100,7 +102,7 @@ def bare_vm(accelerator: str, *, script: str = "", archive: Archive | None = Non
         with listening(directory, QMP_SOCKET) as listener:
             fd = listener.fileno()
             command = QemuCommand(
-                sandbox_id="bare", config=config, accelerator=accelerator, qmp_fd=fd, channel=SerialDevice()
+                sandbox_id=BARE_NAME, config=config, accelerator=accelerator, qmp_fd=fd, channel=SerialDevice()
             ).argv()
             process = undo.enter_context(
                 subprocess.Popen(command, cwd=directory, pass_fds=[fd], stdin=subprocess.DEVNULL)

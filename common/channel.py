@@ -25,7 +25,7 @@ calls, as upstream's shim does (``ReadStdout``, ``WriteStdin``); ``NO_STREAM`` t
 
 What a port has taken and the host has not read lies in the guest's memory, up to 128 buffers of it. So that these may
 be large, the agent sends no more than ``WINDOW`` bytes in large ones that the host has not said to have handed on (the
-call ``Taken``). A host that never says so gets the rest in small ones.
+call ``Taken``). A host that says so is waited for; to one that never does the rest goes in small ones.
 
 **vsock.** A connection has a beginning and an end, so there is no hello: the agent listens on port 1024, as upstream's
 does, for any number of conversations in ttrpc. On port 1028 it takes stream connections: the host sends the stream's

@@ -30,6 +30,10 @@ _F_SETPIPE_SZ = 1031
 _S_IFMT, _S_IFIFO = 0o170000, 0o010000  # inode(7)
 
 
+class WindowClosedError(Exception):
+    """There is output, which waits until the host says that it has handed on more."""
+
+
 class CopiedFrames:
     """One frame at a time of one stream."""
 
@@ -43,6 +47,7 @@ class CopiedFrames:
 
         Raises:
             BlockingIOError: there is nothing now.
+            WindowClosedError: there is something, for later.
             OSError: a terminal is gone.
         """
         size = posix.readv(source, [self._frame[HEADER.size :]])
@@ -84,12 +89,15 @@ class SplicedFrames(CopiedFrames):
         self._staged = 0
         self._missing = 0
         self._window = WINDOW
+        self._is_told = False
 
     def fill(self, source: int) -> int:
         """See the base class."""
         available = int.from_bytes(fcntl.ioctl(source, _FIONREAD, bytes(4)), "little")
         size = min(available, _SPLICED, self._window)
         if size < _PAGE:
+            if self._is_told and available >= _PAGE:
+                raise WindowClosedError
             return super().fill(source)
         if self._entry < 0:
             self._open(source)
@@ -117,6 +125,7 @@ class SplicedFrames(CopiedFrames):
 
     def allow(self, size: int) -> None:
         """See the base class."""
+        self._is_told = True
         self._window = min(self._window + size, WINDOW)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ import posix
 from common import status
 from common.channel import StreamDecoder
 from common.protocols.agent import Empty, TakenRequest
-from guest.agent.frames import CopiedFrames
+from guest.agent.frames import CopiedFrames, WindowClosedError
 from guest.agent.rpc import RpcError
 
 TYPE_CHECKING = False
@@ -137,6 +137,8 @@ class Output:
         """Take the next frame; return whether there is one."""
         try:
             self._is_at_end = not self._frames.fill(self._source)
+        except WindowClosedError:
+            return False
         except BlockingIOError:
             self._is_at_end = self._is_draining
             if not self._is_draining:

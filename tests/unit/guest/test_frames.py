@@ -172,4 +172,12 @@ def test_what_is_on_its_way_in_pages_is_limited(ends: Ends) -> None:
     made.allow(300_000)
     carry_a_page_and_more()
     assert sizes[-1] == 300_000
+    os.write(ends.process, bytes(9000))
+    with contextlib.suppress(frames.WindowClosedError):
+        while made.fill(ends.source):
+            made.send(ends.port)
+    with pytest.raises(frames.WindowClosedError):
+        made.fill(ends.source)
+    made.allow(9000)
+    assert made.fill(ends.source) > 0
     made.close()
