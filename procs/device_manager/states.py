@@ -156,6 +156,7 @@ _KEPT: Step = (State.QUARANTINED, (Action.REPORT_QUARANTINED, Action.ANSWER))
 GUEST_FIRST: dict[tuple[State, Event], Step] = {
     **{(state, Event.ABORTED): _KEPT for state in (*USABLE, State.UNKNOWN)},
     (State.ATTACHING, Event.PRESENT): _KEPT,  # a guest that looked for another device has found it
+    (State.QUARANTINED, Event.RELEASED): (State.QUARANTINED, _ANSWER),
     (State.QUARANTINED, Event.ABORTED): (State.QUARANTINED, _ANSWER),
     (State.QUARANTINED, Event.DETACH): (State.DETACHING, (Action.REMOVE, Action.ANSWER)),
     (State.QUARANTINED, Event.TRY_AGAIN): (State.QUARANTINED, ()),

@@ -550,6 +550,21 @@ def test_a_lease_that_runs_out_is_not_the_guests_word(machine: Machine) -> None:
     assert states(machine) == []
 
 
+def test_the_last_of_several_brings_the_guests_word(machine: Machine) -> None:
+    machine.hypervisor.is_guest_first = True
+    for holder in HOLDERS[:2]:
+        machine.attach("/a", holder)
+    add = asked(machine, vmm.AddDevice)
+    machine.hypervisor.act(add.request)
+    machine.answer(add, HypervisorError("refused"))
+    carried_out(machine, vmm.SandboxRef)
+    assert states(machine) == ["quarantined"]
+    (device,) = machine.rows.load()
+    for holder, state in zip(HOLDERS[:2], ("quarantined", "detaching"), strict=True):
+        machine.give_back(device.device_id, holder)
+        assert states(machine) == [state]
+
+
 def test_a_device_without_the_guests_word_is_gone_with_its_vm(machine: Machine) -> None:
     machine.hypervisor.is_guest_first = True
     machine.attach("/a", "c1")
