@@ -8,8 +8,8 @@ import pytest
 
 from common.errors import UnsupportedError
 from common.testing.demands import How
-from common.testing.fake_vmms import CloudHypervisor
-from common.testing.hotplug_stand import FakeStand, plugging
+from common.testing.fake_vmms import CloudHypervisor, UnconfinedCloudHypervisor
+from common.testing.hotplug_stand import FakeStand, plugging, plugging_into
 from common.testing.isolation import in_event_loop
 
 NOTHING: tuple[set[str], set[str]] = (set(), set())
@@ -55,7 +55,7 @@ async def test_a_disk_is_told_gone_when_its_file_is_closed_and_not_before() -> N
 
 @in_event_loop
 async def test_no_id_is_ever_sent() -> None:
-    async with plugging("clh") as stand:
+    async with plugging_into(UnconfinedCloudHypervisor) as stand:
         await stand.devices.attach(spec=stand.disk("a"))
         added = [line for line in await stand.vmm.transcript() if line.startswith("-> vm.add")]
         assert added == ["-> vm.add-disk a"]
