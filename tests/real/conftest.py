@@ -25,4 +25,5 @@ def pool(tmp_path: Path) -> Iterator[ThinPool]:
     make_busybox_rootfs(content)
     with ThinPool(tmp_path, "16M", content) as thin:
         yield thin
-    assert subprocess.run(["/sbin/dmsetup", "ls"], capture_output=True, text=True, check=True).stdout.count(thin.name) == 0
+    left = subprocess.run(["/sbin/dmsetup", "ls"], capture_output=True, text=True, check=True).stdout
+    assert thin.name not in left
