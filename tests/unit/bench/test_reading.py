@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from bench import memory, phases, run, streams
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _SMAPS = """\
 00400000-00720000 r-xp 00000000 fe:00 1 /usr/bin/python3.11
@@ -49,8 +54,8 @@ def test_peers_take_turns_and_the_first_round_does_not_count() -> None:
 def test_the_ratios_compare_what_was_measured_in_the_same_round(capsys: pytest.CaptureFixture[str]) -> None:
     run.report(
         {
-            run._BOOT: [1.5, 5.0, 2.0],
-            run._BOOT_AGAIN: [2.5, 5.0, 2.0],
+            run._BOOT: [2.0, 5.0, 2.0],
+            run._OWN_BOOT: [2.0, 5.5, 8.0],
             run._RUN: [3.0, 6.0, 9.0],
             run._RUNC_RUN: [0.1, 0.4, 0.1],
             run._CRUN_RUN: [0.4, 0.1, 0.9],
@@ -61,6 +66,8 @@ def test_the_ratios_compare_what_was_measured_in_the_same_round(capsys: pytest.C
     )
     printed = capsys.readouterr().out
     assert "(runc: ctr run + crun run in the guest) = 1.000 (1.000 to 7.000) / 0.500 = 2.00\n" in printed
+    assert "(runc: ctr run + crun run in the guest) = 1.000 (0.500 to 1.000) / 0.500 = 2.00\n" in printed
+    assert "(bare boot to agent answers) = 5.500 (2.000 to 8.000) / 2.000 = 2.75\n" in printed
     assert "(runc: ctr task exec + crun exec in the guest) = 0.300 (0.300 to 0.900) / 0.300 = 1.00\n" in printed
 
 
@@ -74,3 +81,17 @@ def test_output_that_ends_too_soon_is_no_measurement() -> None:
     blocks = iter([b"some", b""])
     with pytest.raises(ValueError, match="4 bytes came"):
         streams.seconds(lambda _size: next(blocks))
+
+
+def test_a_log_is_read_by_request(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text(
+        "containerd's own line\n"
+        '{"event": "sandbox phase", "phase": "running", "request": "a", "timestamp": "2026-11-30T20:00:09.000000Z"}\n'
+        '{"event": "sandbox phase", "phase": "booting", "request": "b", "timestamp": "2026-11-30T20:00:02.000000Z"}\n'
+        '{"event": "sandbox phase", "phase": "booting", "request": "a", "timestamp": "2026-11-30T20:00:03.500000Z"}\n'
+        '{"event": "shim ends", "timestamp": "2026-11-30T20:00:04.000000Z"}\n'
+    )
+    times = run._times(log, event="sandbox phase", phase="booting")
+    assert list(times) == ["b", "a"]
+    assert times["a"] - times["b"] == 1.5
