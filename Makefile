@@ -107,7 +107,7 @@ test-real-vmm: setup ## hotplug tests on your Cloud Hypervisor (CH=path) or Fire
 	@$(if $(CH),install -D $(CH) build/real-vmm/cloud-hypervisor)
 	@$(if $(FC),install -D -t build/real-vmm $(FC) $(dir $(FC))jailer)
 	@PYKATA_TEST_TIMEOUT_S=3600 $(if $(CH),PYKATA_TEST_CH=$(CURDIR)/build/real-vmm/cloud-hypervisor) \
-		$(if $(FC),PYKATA_TEST_FC=$(CURDIR)/build/real-vmm/$(notdir $(FC))) $(HOST) $(PYTEST) -v -raP -n 0 -k real tests/process tests/real
+		$(if $(FC),PYKATA_TEST_FC=$(CURDIR)/build/real-vmm/$(notdir $(FC))) $(HOST) $(PYTEST) -v -raP -n 0 -o faulthandler_timeout=3600 -k real tests/process tests/real
 
 containerds: $(CONTAINERD_DIRS:%=%/.ready) ## build newer containerds from the Go module proxy
 
