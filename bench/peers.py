@@ -90,6 +90,6 @@ def _specification(container_id: str, arguments: list[str]) -> bytes:
     """Return ctr's own specification, as our shim and agent would hand it to crun."""
     config = json.loads(subprocess.run(["ctr", "oci", "spec"], check=True, capture_output=True).stdout)  # noqa: S607
     config["process"] |= {"args": arguments, "env": ["PATH=/bin"]}
-    told = spec.for_guest(config, container_id, is_disk=lambda _: False).config
+    told = spec.for_guest(config, container_id, vfio_name=lambda *_: "", is_disk=lambda _: False).config
     told["root"] = {"path": "/bench/rootfs"}
     return json.dumps(oci.to_json(oci.from_json(oci.Spec, told))).encode()

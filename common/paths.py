@@ -19,11 +19,17 @@ One sandbox, one directory: cleaning up is "kill the cgroup, unmount below the d
 import os
 
 RUN_DIR_VARIABLE = "PYKATA_RUN_DIR"
+SYSFS_VARIABLE = "PYKATA_SYSFS"
 
 
 def run_dir() -> str:
     """Return the run directory: ``$PYKATA_RUN_DIR`` or ``/run/pykata``."""
     return os.environ.get(RUN_DIR_VARIABLE) or "/run/pykata"
+
+
+def sysfs() -> str:
+    """Return where the kernel shows devices: ``/sys``, but for tests, whose host has other ones."""
+    return os.environ.get(SYSFS_VARIABLE) or "/sys"
 
 
 def bus_dir() -> str:

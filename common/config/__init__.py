@@ -10,6 +10,7 @@ is wanted.
 from __future__ import annotations
 
 import tomllib
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -26,6 +27,7 @@ from common.config.hypervisors import (
     HypervisorConfig,
     HypervisorSection,
     QemuConfig,
+    VfioPort,
     VirtioFsSection,
 )
 from common.errors import UsageError
@@ -46,6 +48,8 @@ __all__ = [
     "KataConfig",
     "QemuConfig",
     "RuntimeConfig",
+    "VfioMode",
+    "VfioPort",
     "VirtioFsSection",
     "find",
     "load",
@@ -64,12 +68,20 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     enable_debug: bool = False
 
 
+class VfioMode(StrEnum):
+    """``vfio_mode``: who drives a device of the host, the guest's kernel or the container by VFIO."""
+
+    GUEST_KERNEL = "guest-kernel"
+    VFIO = "vfio"
+
+
 class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """``[runtime]``. ``create_container_timeout`` in seconds."""
 
     enable_debug: bool = False
     disable_guest_seccomp: bool = True
     create_container_timeout: int = 60
+    vfio_mode: VfioMode = VfioMode.GUEST_KERNEL
 
 
 class _Hypervisors(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,6 +163,12 @@ def load(path: str) -> KataConfig:
         ignored=tuple(_unused(plain, _File)),
     )
     check(config.hypervisor, path)
+    if config.runtime.vfio_mode is VfioMode.VFIO:
+        raise UsageError(
+            f"configuration {path}: runtime.vfio_mode = {config.runtime.vfio_mode.value!r} is not supported: guests "
+            "have no IOMMU, and a container could reach all of the guest's memory by the device",
+            hint=f'set it to "{VfioMode.GUEST_KERNEL}": the guest\'s kernel drives devices of the host',
+        )
     return config
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -12,14 +13,16 @@ from common.config.hypervisors import (
     BlockDriver,
     ClhConfig,
     FirecrackerConfig,
+    GrowingSection,
     HypervisorSection,
     QemuConfig,
+    VfioPort,
     VirtioFsSection,
 )
 from common.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 MIN_MEMORY_MIB = 256
 MAX_ROOT_PORTS = 16
@@ -32,6 +35,14 @@ MAX_SEGMENTS = 96
 """``MAX_NUM_PCI_SEGMENTS`` (vmm/src/vm_config.rs of Cloud Hypervisor)."""
 
 _MAX_LOGLEVEL = 3
+
+_VFIO_PORTS: Mapping[type[GrowingSection], tuple[VfioPort, ...]] = MappingProxyType(
+    {
+        QemuConfig: (VfioPort.NO_PORT, VfioPort.BRIDGE_PORT, VfioPort.ROOT_PORT),
+        ClhConfig: (VfioPort.NO_PORT, VfioPort.ROOT_PORT),
+    }
+)
+"""Where devices of the host can go; a VM of Cloud Hypervisor has no bridges, and all of its slots are a root bus's."""
 
 
 class Problem(NamedTuple):
@@ -92,6 +103,18 @@ def _qemu(section: QemuConfig) -> Iterator[Problem]:
         yield Problem("pcie_root_port", "is not possible", hint)
 
 
+def _vfio(section: GrowingSection) -> Iterator[Problem]:
+    if section.cold_plug_vfio is not VfioPort.NO_PORT:
+        yield Problem("cold_plug_vfio", "is not supported", "set hot_plug_vfio")
+    can = _VFIO_PORTS[type(section)]
+    if section.hot_plug_vfio not in can:
+        hint = f"set it to {' or '.join(repr(port.value) for port in can)}"
+        yield Problem("hot_plug_vfio", "is not supported", hint)
+    if section.has_root_ports_for_vfio and not (isinstance(section, QemuConfig) and section.pcie_root_port):
+        hint = f"set pcie_root_port to 1 to {MAX_ROOT_PORTS}: each takes one device"
+        yield Problem("hot_plug_vfio", "needs a root port", hint)
+
+
 def _clh(section: ClhConfig) -> Iterator[Problem]:
     if section.block_device_driver is not BlockDriver.VIRTIO_BLK:
         yield Problem("block_device_driver", "is not supported", f'set it to "{BlockDriver.VIRTIO_BLK}"')
@@ -133,6 +156,7 @@ _RULES: tuple[tuple[type[HypervisorSection], Callable[[Any], Iterator[Problem]]]
     (HypervisorSection, _sizes),
     (QemuConfig, _qemu),
     (QemuConfig, _drives_qemu),
+    (GrowingSection, _vfio),
     (ClhConfig, _clh),
     (FirecrackerConfig, _firecracker),
 )

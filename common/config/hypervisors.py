@@ -32,6 +32,15 @@ class BlockAio(StrEnum):
     IO_URING = "io_uring"
 
 
+class VfioPort(StrEnum):
+    """``hot_plug_vfio``: where a device of the host goes in a VM; ``no-port``: nowhere, no container gets one."""
+
+    NO_PORT = "no-port"
+    ROOT_PORT = "root-port"
+    BRIDGE_PORT = "bridge-port"
+    SWITCH_PORT = "switch-port"
+
+
 class ExtraMonitor(StrEnum):
     """``extra_monitor_socket``: a second monitor of QEMU for people, beside ours; only with ``enable_debug``."""
 
@@ -65,6 +74,16 @@ class HypervisorSection(msgspec.Struct, frozen=True, kw_only=True, tag_field="hy
         """Whether this hypervisor shares directories of the host with its guest."""
         return False
 
+    @property
+    def vfio_port(self) -> VfioPort:
+        """Where devices of the host go in a VM."""
+        return VfioPort.NO_PORT
+
+    @property
+    def has_root_ports_for_vfio(self) -> bool:
+        """Whether that is a bus of its own (``BusKind.PCIE``), and not the one where virtio devices go."""
+        return False
+
 
 class VirtioFsSection(HypervisorSection, frozen=True, kw_only=True):
     """What the section of a hypervisor has that shares directories with its guest."""
@@ -80,15 +99,18 @@ class VirtioFsSection(HypervisorSection, frozen=True, kw_only=True):
 
 
 class GrowingSection(VirtioFsSection, frozen=True, kw_only=True):
-    """What the section of a hypervisor has whose VMs can have processors and memory after their boot.
+    """What the section of a hypervisor has whose VMs can have more than disks and shares after their boot.
 
-    A maximum of 0 is what the VM boots with, and not what the host has as upstream has it
+    That is processors, memory, and devices of the host (docs/adr/0032-a-containers-iommu-groups.md). A maximum of 0 is
+    what the VM boots with, and not what the host has as upstream has it
     (docs/adr/0028-processors-and-memory-are-devices.md).
     """
 
     default_maxvcpus: int = 0
     default_maxmemory: int = 0
     memory_slots: int = 10
+    hot_plug_vfio: VfioPort = VfioPort.NO_PORT
+    cold_plug_vfio: VfioPort = VfioPort.NO_PORT
 
     @property
     def max_vcpus(self) -> int:
@@ -100,6 +122,11 @@ class GrowingSection(VirtioFsSection, frozen=True, kw_only=True):
         """How much memory a VM can ever have."""
         host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
         return max(self.default_memory, min(self.default_maxmemory, host))
+
+    @property
+    def vfio_port(self) -> VfioPort:
+        """Where devices of the host go; only one of the two keys says so."""
+        return self.hot_plug_vfio if self.cold_plug_vfio is VfioPort.NO_PORT else self.cold_plug_vfio
 
     @property
     def may_grow(self) -> bool:
@@ -120,6 +147,11 @@ class QemuConfig(GrowingSection, frozen=True, kw_only=True, tag="qemu"):
     block_device_cache_noflush: bool = False
     seccompsandbox: str = ""
     extra_monitor_socket: ExtraMonitor = ExtraMonitor.NONE
+
+    @property
+    def has_root_ports_for_vfio(self) -> bool:
+        """Whether it is so said."""
+        return self.vfio_port is VfioPort.ROOT_PORT
 
 
 class ClhConfig(GrowingSection, frozen=True, kw_only=True, tag="clh"):

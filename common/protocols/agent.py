@@ -30,6 +30,9 @@ STREAMS_SERVICE = "pykata.Streams"
 RELEASE_DISKS_FEATURE = "release-disks"
 """In ``extra_features``: the agent answers ``ReleaseDisks``."""
 
+GUEST_DRIVEN = "vfio-pci-gk"
+"""Type of a :class:`Device`: an IOMMU group of the host, whose devices the guest's kernel drives."""
+
 SHARE_TAG = "kataShared"
 CONTAINERS_DIRECTORY = "/run/kata-containers"
 """Where the guest mounts what is one container's alone: ``<container>/rootfs``."""
@@ -70,14 +73,16 @@ class Storage(Message):
 
 
 class Device(Message):
-    """A disk of the guest that a container gets as a device node.
+    """A disk of the guest that a container gets as a device node, or devices of the host that the guest has.
 
     Attributes:
-        id: where it is, as in a :class:`Storage` of the driver that is named like its type.
-        type: ``blk``, ``scsi`` or ``mmioblk``.
+        id: where it is, as in a :class:`Storage` of the driver that is named like its type; or the group's number.
+        type: ``blk``, ``scsi`` or ``mmioblk``; or :data:`GUEST_DRIVEN`.
         vm_path: its node in the guest, where the host knows it.
-        container_path: its node in the container, which the specification has with the numbers of the host.
-        options: what a storage has for driver options; upstream's agent does not look at them.
+        container_path: its node in the container, which the specification has with the numbers of the host; of a group
+            it has none.
+        options: what a storage has for driver options, at which upstream's agent does not look; of a group, its
+            devices, each as ``<address on the host>=<PCI path in the guest>``, as upstream has them.
     """
 
     id: str = string(1)

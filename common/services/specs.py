@@ -19,6 +19,7 @@ class BusKind(StrEnum):
     """What fits into a hotplug bus."""
 
     PCI = "pci"
+    PCIE = "pcie"
     SCSI = "scsi"
     MMIO = "mmio"
     CPU = "cpu"
@@ -134,14 +135,25 @@ class VfioSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
 
     Attributes:
         source: its address on the host, for example ``0000:3b:00.0``; it is bound to vfio-pci.
+        is_express: whether it goes to a PCI Express root port, behind which a guest sees all of its configuration, and
+            not to where virtio devices go.
     """
 
     source: str
+    is_express: bool = False
 
-    bus_kind: ClassVar[BusKind] = BusKind.PCI
     is_claimed: ClassVar[bool] = True
     is_exclusive: ClassVar[bool] = True
-    mode: ClassVar[str] = "by VFIO"
+
+    @property
+    def bus_kind(self) -> BusKind:
+        """The kind of bus that it fits into."""
+        return BusKind.PCIE if self.is_express else BusKind.PCI
+
+    @property
+    def mode(self) -> str:
+        """How it is attached, in words that tell any two ways apart."""
+        return f"by VFIO {'at a root port' if self.is_express else 'as PCI'}"
 
 
 class InterfaceKind(StrEnum):

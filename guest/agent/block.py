@@ -49,7 +49,7 @@ def find_by_pci_path(path: str, serial: str) -> str | None:
     Raises:
         RpcError: that is no PCI path.
     """
-    directory = _pci_device(path)
+    directory = pci_device(path)
     device = _child(directory, "", "virtio") if directory else None
     name = _first(f"{device}/block") if device else None
     return _node(name, serial, _virtio_serial) if name else None
@@ -66,7 +66,7 @@ def find_pmem(source: str) -> str | None:
     """
     if source.startswith("/dev/"):
         return _node(source.rpartition("/")[2], "", read_bytes)
-    directory = _pci_device(source)
+    directory = pci_device(source)
     for beginning, ending in (("virtio", ""), ("ndbus", ""), ("region", ""), ("namespace", ".0")):
         directory = _child(directory, ending, beginning) if directory else None
     name = _first(f"{directory}/block") if directory else None
@@ -80,7 +80,7 @@ def look_for_pci(path: str, serial: str) -> None:
         RpcError: that is no PCI path.
         OSError: the kernel still has the disk that was there before, which is dead.
     """
-    is_known = _pci_device(path) is not None
+    is_known = pci_device(path) is not None
     before = _found.get(path, serial)
     if is_known and before != serial:
         raise OSError(errno.EBUSY, f"disk {before} was taken from PCI slot {path} before it was let go")
@@ -95,7 +95,7 @@ def is_looked_for(path: str, serial: str) -> bool:
     Raises:
         RpcError: that is no PCI path.
     """
-    _pci_device(path)
+    pci_device(path)
     return _found.get(path) == serial
 
 
@@ -106,7 +106,7 @@ def let_go_of_pci(path: str, serial: str) -> None:
         RpcError: that is no PCI path.
         OSError: the kernel still has the disk that was there before, which is dead.
     """
-    device = _pci_device(path)
+    device = pci_device(path)
     if device is not None:
         before = _found.get(path, serial)
         if before != serial:
@@ -158,8 +158,12 @@ def let_go_of_scsi(node: str) -> None:
         return  # it has gone already
 
 
-def _pci_device(path: str) -> str | None:
-    """Return the directory of what the kernel knows at a PCI path."""
+def pci_device(path: str) -> str | None:
+    """Return the directory of what the kernel knows at a PCI path, or None if there is nothing (yet).
+
+    Raises:
+        RpcError: that is no PCI path.
+    """
     segment, _, slots = path.rpartition(":")
     directory: str | None = f"{_DEVICES}/pci{_hexadecimal(path, segment or _FIRST_SEGMENT, 4)}:00"
     for part in slots.split("/"):

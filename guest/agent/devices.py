@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from common.protocols.oci import LinuxThrottleDevice
 
 TYPES = ("blk", "mmioblk", "scsi")
-"""Of devices; each is found as the storage driver of that name finds a disk."""
+"""Of disks; each is found as the storage driver of that name finds a disk."""
 
 
 def as_storages(container_id: str, devices: list[Device], spec: oci.Spec) -> list[Storage]:

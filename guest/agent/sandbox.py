@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from common.protocols.agent import Storage
     from guest.agent.container import Container
+    from guest.agent.passed import Passed
     from guest.agent.ports import Uevents
     from guest.agent.process import Guest
     from guest.agent.rpc import Call
@@ -31,6 +32,7 @@ class Sandbox:
     def __init__(self, guest: Guest, uevents: Uevents) -> None:
         self.guest = guest
         self.containers: dict[str, Container] = {}
+        self._uevents = uevents
         self._storages = Storages(guest.reactor, uevents)
         self._mounted: list[Mounted] = []
         self._of_containers: dict[str, list[Mounted]] = {}
@@ -63,8 +65,22 @@ class Sandbox:
         """Mount what all containers share; ``done`` gets an empty text or the first error."""
         self._storages.mount(storages, self._mounted, done)
 
-    def create(self, container_id: str, storages: list[Storage], make: Callable[[], Container], call: Call) -> None:
-        """Mount what a container needs, make it, and answer; a container that cannot be made leaves nothing mounted.
+    def create(
+        self,
+        container_id: str,
+        storages: list[Storage],
+        passed: Passed | None,
+        make: Callable[[], Container],
+        call: Call,
+    ) -> None:
+        """Have what a container needs, make it, and answer; a container that cannot be made leaves nothing mounted.
+
+        Args:
+            container_id: its id.
+            storages: what is mounted for it.
+            passed: devices of the host that are waited for.
+            make: makes it.
+            call: is answered.
 
         Raises:
             RpcError: there is one of that id.
@@ -87,7 +103,16 @@ class Sandbox:
             else:
                 call.reply(Empty())
 
-        self._storages.mount(storages, mounted, done)
+        def mount(error: str) -> None:
+            if error:
+                done(error)
+            else:
+                self._storages.mount(storages, mounted, done)
+
+        if passed:
+            passed.wait(self.guest.reactor, self._uevents, mount)
+        else:
+            mount("")
 
     def remove(self, container_id: str, call: Call) -> None:
         """Remove a container, whatever it does, give its storages back, and answer.

@@ -17,6 +17,7 @@ from guest.agent.sandbox import Sandbox
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from common.protobuf import Message
+    from guest.agent.passed import Passed
     from guest.agent.ports import Uevents
     from guest.agent.reactor import Reactor
     from guest.agent.rpc import Call, Methods
@@ -94,7 +95,7 @@ class Service:
         details = messages.AgentDetails(
             version=VERSION,
             init_daemon=True,
-            device_handlers=list(devices.TYPES),
+            device_handlers=[*devices.TYPES, messages.GUEST_DRIVEN],
             storage_handlers=list(storage.DRIVERS),
             supports_seccomp=True,
             extra_features=[
@@ -111,22 +112,28 @@ class Service:
         )
 
     def create_container(self, request: messages.CreateContainerRequest, call: Call) -> None:
-        """Check the request, mount its storages and write the bundle; nothing is started."""
+        """Check the request, find its devices, mount its storages and write the bundle; nothing is started."""
         container_id = request.container_id
         spec = request.oci
         if spec is None or spec.root is None or spec.process is None or not spec.process.args:
             raise RpcError(status.INVALID_ARGUMENT, f"container {container_id}: specification without root or process")
-        nodes = devices.as_storages(container_id, request.devices, spec)
+        groups = [device for device in request.devices if device.type == messages.GUEST_DRIVEN]
+        disks = [device for device in request.devices if device.type != messages.GUEST_DRIVEN]
+        nodes = devices.as_storages(container_id, disks, spec)
         storages = [*request.storages, *nodes]
         storage.check(storages)
         streams = _streams(request, is_terminal=spec.process.terminal)
 
+        passed = _passed(groups) if groups else None
+
         def make() -> Container:
-            devices.renumber(spec, request.devices, nodes)
+            devices.renumber(spec, disks, nodes)
             devices.allow(spec, request.storages)
+            if passed:
+                passed.rename(spec)
             return Container(self._sandbox.guest, container_id, spec, streams)
 
-        self._sandbox.create(container_id, storages, make, call)
+        self._sandbox.create(container_id, storages, passed, make, call)
 
     def start_container(self, request: messages.ContainerRequest, call: Call) -> None:
         """Start the container's first process."""
@@ -213,6 +220,13 @@ class Service:
         process = self._sandbox.container(request.container_id).process(request.exec_id)
         process.resize(request.row, request.column)
         return messages.Empty()
+
+
+def _passed(groups: list[messages.Device]) -> Passed:
+    """Return the devices of groups. Few containers have any."""
+    from guest.agent.passed import Passed
+
+    return Passed(groups)
 
 
 def _streams(request: messages.CreateContainerRequest | messages.ExecProcessRequest, *, is_terminal: bool) -> Streams:

@@ -34,12 +34,15 @@ _MODULES_ON_DEMAND = {
     "mmio": ("virtio_mmio",),
     "net": ("virtio_net",),
     "overlay": ("overlay",),
+    "pci-0100": ("virtio_blk",),
+    "pci-0200": ("virtio_net", "ixgbevf"),
     "pmem": ("virtio_pmem", "nd_pmem"),
     "vsock": ("vsock",),
     "vsock-device": ("vmw_vsock_virtio_transport",),
     "xfs": ("xfs",),
 }
-"""Kernel modules by what the agent loads them for: a kind of device or a type of file system. ext4 is in the kernel."""
+"""Kernel modules by what the agent loads them for: a kind of device, a type of file system, or a class of the devices
+that a guest has of the host. ext4 is in the kernel, and so is the driver of NVMe."""
 
 _INIT = b"""#!/usr/bin/python3.11 -ISE
 import sys

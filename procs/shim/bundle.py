@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 
 from common.errors import UsageError
 from common.protocols import oci, task
-from procs.shim import disk, spec
+from procs.shim import disk, spec, vfio
 from procs.shim.rootfs import on_disks
 
 if TYPE_CHECKING:
     from common.config import KataConfig
     from common.protocols.agent import Storage
+    from common.services.vmm import DeviceSpec
     from procs.shim.copies import Copy
     from procs.shim.disk import Disk, Node
     from procs.shim.spec import HostMount, Json
+    from procs.shim.vfio import Group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,7 @@ class Wanted:
         hooks: what is executed on the host.
         disks: what the guest mounts itself; perhaps its root file system is on some of them.
         nodes: disks that it has a device node of.
+        groups: IOMMU groups whose devices its guest gets.
         storages: what the guest makes of what it has mounted.
         rootfs: the mounts that make its root file system on the host, unless that is on disks.
         mounts: what else of the host it is to see.
@@ -39,10 +42,16 @@ class Wanted:
     hooks: oci.Hooks
     disks: list[Disk]
     nodes: list[Node]
+    groups: list[Group]
     storages: list[Storage]
     rootfs: list[task.Mount]
     mounts: list[HostMount]
     copies: list[Copy] = field(default_factory=list)
+
+    def devices(self) -> list[DeviceSpec]:
+        """Return what is to be plugged for it, each once."""
+        disks = [disk.spec for disk in self.disks] + [node.spec for node in self.nodes]
+        return list(dict.fromkeys([*disks, *(function for group in self.groups for function in group.functions)]))
 
 
 def read(request: task.CreateTaskRequest, settings: KataConfig) -> Wanted:
@@ -54,11 +63,18 @@ def read(request: task.CreateTaskRequest, settings: KataConfig) -> Wanted:
 
     Raises:
         UsageError: there is no configuration, or it is not valid.
-        NotFoundError: the host has not the block device that it names.
+        NotFoundError: the host has not the device that it names.
+        UnsupportedError: guests get no device like that.
     """
     config = _read_config(request.bundle)
     is_seccomp_wanted = not settings.runtime.disable_guest_seccomp
-    cut = spec.for_guest(config, request.id, is_seccomp_wanted=is_seccomp_wanted, is_disk=disk.is_block_device)
+    cut = spec.for_guest(
+        config,
+        request.id,
+        is_seccomp_wanted=is_seccomp_wanted,
+        is_disk=disk.is_block_device,
+        vfio_name=vfio.name_of,
+    )
     cut.config["process"]["terminal"] = request.terminal
     try:
         message = oci.from_json(oci.Spec, cut.config)
@@ -77,6 +93,7 @@ def read(request: task.CreateTaskRequest, settings: KataConfig) -> Wanted:
         hooks=hooks,
         disks=disks,
         nodes=nodes,
+        groups=[vfio.of_group(group, settings.hypervisor) for group in cut.groups],
         storages=root.storages if root else [],
         rootfs=rootfs,
         mounts=cut.mounts,

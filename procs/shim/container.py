@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from common.protocols import oci
     from common.services.device import Device
-    from common.services.vmm import BlockSpec
+    from common.services.vmm import DeviceSpec
     from procs.shim.bundle import Wanted
     from procs.shim.events import EventSender
     from procs.shim.sandbox import Guest
@@ -85,14 +85,14 @@ class Container:
             raise
 
     async def _prepare(self, wanted: Wanted) -> None:
-        """Have the guest prepare it, with the disks that it has."""
+        """Have the guest prepare it, with the disks and the devices of the host that it has."""
         devices, holder, limit_s = self.guest.devices, self.container_id, self.guest.create_timeout_s
         numbers = await self._init.connect()
         for copy in wanted.copies:
             await self.guest.agent.copy(copy)
-        plugged: dict[BlockSpec, Device] = {}
+        plugged: dict[DeviceSpec, Device] = {}
         async with AsyncExitStack() as use:
-            for spec in dict.fromkeys([disk.spec for disk in wanted.disks] + [node.spec for node in wanted.nodes]):
+            for spec in wanted.devices():
                 plugged[spec] = await devices.plug(spec, holder=holder, use_s=limit_s)
                 using = devices.taken_into_use(plugged[spec], holder=holder, let_go=self._let_go)
                 await use.enter_async_context(using)
@@ -102,7 +102,8 @@ class Container:
                 numbers,
                 limit_s,
                 storages=[disk.storage(plugged[disk.spec]) for disk in wanted.disks] + wanted.storages,
-                devices=[node.device(plugged[node.spec]) for node in wanted.nodes],
+                devices=[node.device(plugged[node.spec]) for node in wanted.nodes]
+                + [group.device(plugged) for group in wanted.groups],
             )
 
     async def _let_go(self, plugged: Device) -> bool:

@@ -10,6 +10,8 @@ but limits of processes and rules for character devices, which upstream drops to
 - a device node is made by its number, which for a character device is the same everywhere; a block device becomes a
   disk of the guest, whose agent exchanges the number, there and in the rules. That is for a device that a rule allows
   by its number, as ``--device`` and Kubernetes do: of a privileged container all disks of the host are listed;
+- the node of an IOMMU group, as VFIO has it, stands for devices that the guest gets; neither it nor ``/dev/vfio/vfio``
+  means anything there. Again only what a rule allows by its number counts (:mod:`procs.shim.vfio`);
 - limits of how fast such a disk may be used go with it; rules and limits for other disks go with their numbers, as do
   weights of block I/O and network limits; the choice of CPUs is about the host;
 - the guest has one network, one cgroup tree and one clock: those namespaces are not made again, and the paths of the
@@ -37,6 +39,9 @@ _KEPT_RESOURCES = ("memory", "cpu", "pids", "hugepageLimits", "unified")
 _THROTTLES = ("throttleReadBpsDevice", "throttleWriteBpsDevice", "throttleReadIOPSDevice", "throttleWriteIOPSDevice")
 _GUESTS_OWN = ("/proc", "/sys", "/dev")
 _BINDS = frozenset(("bind", "rbind"))
+_CHARACTER_DEVICES = ("c", "u")
+_VFIO_ITSELF = "vfio"
+"""The one node of VFIO that is not a group's: by it a program manages those that it has."""
 _SHARED, _VOLUMES = "mounts", "volumes"
 _PLACES = {_SHARED: SHARE_MOUNT_POINT, _VOLUMES: CONTAINERS_DIRECTORY}
 """Below what the guest has what a mount shows, by its kind: ``<container>/<kind>/<n>``."""
@@ -80,6 +85,19 @@ class HostDevice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostGroup:
+    """A device node of VFIO that a container is given.
+
+    Attributes:
+        path: the node in the container.
+        name: what it is called on the host, below ``/dev/vfio``: an IOMMU group's number.
+    """
+
+    path: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ForGuest:
     """What a configuration is made into.
 
@@ -88,16 +106,23 @@ class ForGuest:
         mounts: what of the host is shared for it.
         volumes: block devices that it sees at the place of a mount.
         devices: block devices that it has a node of.
+        groups: nodes of VFIO that it is given.
     """
 
     config: Json
     mounts: list[HostMount]
     volumes: list[HostMount]
     devices: list[HostDevice]
+    groups: list[HostGroup]
 
 
 def for_guest(
-    config: Json, container_id: str, *, is_seccomp_wanted: bool = False, is_disk: Callable[[str], bool]
+    config: Json,
+    container_id: str,
+    *,
+    is_seccomp_wanted: bool = False,
+    is_disk: Callable[[str], bool],
+    vfio_name: Callable[[int, int], str],
 ) -> ForGuest:
     """Return the configuration for the guest, and what of the host it needs.
 
@@ -106,6 +131,7 @@ def for_guest(
         container_id: its id.
         is_seccomp_wanted: whether a seccomp profile holds in the guest.
         is_disk: tells whether a path is a block device.
+        vfio_name: tells by its number what a character device is called below ``/dev/vfio``, if it is there.
 
     Raises:
         UsageError: the configuration has no process.
@@ -117,9 +143,10 @@ def for_guest(
     cut["process"] = process(config["process"])
     linux = config.get("linux") or {}
     devices = _block_devices(linux)
-    cut["linux"] = _linux(linux, container_id, devices, is_seccomp_wanted=is_seccomp_wanted)
+    groups, without_vfio = _groups(linux, vfio_name)
+    cut["linux"] = _linux(without_vfio, container_id, devices, is_seccomp_wanted=is_seccomp_wanted)
     cut["mounts"], shared, volumes = _mounts(config.get("mounts") or [], container_id, is_disk)
-    return ForGuest(config=cut, mounts=shared, volumes=volumes, devices=devices)
+    return ForGuest(config=cut, mounts=shared, volumes=volumes, devices=devices, groups=groups)
 
 
 def process(config: Json) -> Json:
@@ -129,15 +156,45 @@ def process(config: Json) -> Json:
 
 def _block_devices(linux: Json) -> list[HostDevice]:
     """Return the block devices that a rule allows by their number."""
-    access = {}
-    for rule in (linux.get("resources") or {}).get("devices") or []:
-        if rule.get("allow") and rule.get("type") == "b":
-            access[rule.get("major"), rule.get("minor")] = rule.get("access", "")
+    access = _allowed(linux, "b")
     return [
         HostDevice(path=entry["path"], major=number[0], minor=number[1], is_readonly="w" not in access[number])
         for entry in linux.get("devices") or []
-        if entry.get("type") == "b" and (number := (entry.get("major"), entry.get("minor"))) in access
+        if entry.get("type") == "b" and (number := _number(entry)) in access
     ]
+
+
+def _groups(linux: Json, vfio_name: Callable[[int, int], str]) -> tuple[list[HostGroup], Json]:
+    """Return the nodes of VFIO that a rule allows by their number, and the rest without any such node or rule."""
+    nodes = linux.get("devices") or []
+    named = {
+        number: name
+        for node in nodes
+        if node.get("type") in _CHARACTER_DEVICES and (name := vfio_name(*(number := _number(node))))
+    }
+    if not named:
+        return [], linux
+    access = _allowed(linux, *_CHARACTER_DEVICES)
+    given = [node for node in nodes if node.get("type") in _CHARACTER_DEVICES and _number(node) in named]
+    resources = linux.get("resources") or {}
+    rules = [rule for rule in resources.get("devices") or [] if rule.get("type") == "b" or _number(rule) not in named]
+    groups = [
+        HostGroup(path=node["path"], name=named[_number(node)])
+        for node in given
+        if _number(node) in access and named[_number(node)] != _VFIO_ITSELF
+    ]
+    left = [node for node in nodes if node not in given]
+    return groups, {**linux, "devices": left, "resources": {**resources, "devices": rules}}
+
+
+def _allowed(linux: Json, *types: str) -> dict[tuple[Any, Any], str]:
+    """Return the numbers of devices that a rule allows, each with how they may be used."""
+    rules = (linux.get("resources") or {}).get("devices") or []
+    return {_number(rule): rule.get("access", "") for rule in rules if rule.get("allow") and rule.get("type") in types}
+
+
+def _number(named: Json) -> tuple[Any, Any]:
+    return named.get("major"), named.get("minor")
 
 
 def _linux(linux: Json, container_id: str, disks: list[HostDevice], *, is_seccomp_wanted: bool) -> Json:

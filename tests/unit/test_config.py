@@ -56,11 +56,11 @@ def test_defaults_are_upstreams(tmp_path: Path, qemu_section: dict[str, object])
 def test_unused_keys_are_named_not_refused(tmp_path: Path, qemu_section: dict[str, object]) -> None:
     content = {
         "hypervisor": {"qemu": {**qemu_section, "msize_9p": 8192}},
-        "runtime": {"vfio_mode": "guest-kernel"},
+        "runtime": {"internetworking_model": "none"},
         "factory": {"enable_template": True},
     }
     loaded = config.load(written(tmp_path, content))
-    assert set(loaded.ignored) == {"hypervisor.qemu.msize_9p", "runtime.vfio_mode", "factory"}
+    assert set(loaded.ignored) == {"hypervisor.qemu.msize_9p", "runtime.internetworking_model", "factory"}
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,9 @@ def test_unused_keys_are_named_not_refused(tmp_path: Path, qemu_section: dict[st
         ({"kernel": "/nowhere/vmlinux"}, "hypervisor.qemu.kernel = '/nowhere/vmlinux' is not a file"),
         ({"initrd": ""}, "hypervisor.qemu.initrd = '' is not a file"),
         ({"machine_type": "microvm"}, "machine_type = 'microvm' is not supported"),
+        ({"hot_plug_vfio": "switch-port"}, "hot_plug_vfio = 'switch-port' is not supported"),
+        ({"cold_plug_vfio": "root-port"}, "cold_plug_vfio = 'root-port' is not supported"),
+        ({"hot_plug_vfio": "root-port"}, "hot_plug_vfio = 'root-port' needs a root port"),
     ],
 )
 def test_a_bad_value_is_named_with_file_key_and_value(
@@ -84,6 +87,13 @@ def test_a_bad_value_is_named_with_file_key_and_value(
     assert path in refused.value.message
     assert said in refused.value.message
     assert refused.value.hint
+
+
+def test_a_container_cannot_drive_a_device_of_the_host_itself(tmp_path: Path, qemu_section: dict[str, object]) -> None:
+    path = written(tmp_path, {"hypervisor": {"qemu": qemu_section}, "runtime": {"vfio_mode": "vfio"}})
+    with pytest.raises(UsageError, match="vfio_mode = 'vfio' is not supported: guests have no IOMMU") as refused:
+        config.load(path)
+    assert refused.value.hint == 'set it to "guest-kernel": the guest\'s kernel drives devices of the host'
 
 
 def test_broken_toml_names_file_and_line(tmp_path: Path) -> None:
@@ -136,6 +146,7 @@ def test_the_section_is_the_choice(tmp_path: Path, clh_section: dict[str, object
         ({"virtio_fs_queue_size": 1000}, "virtio_fs_queue_size = 1000 is not possible"),
         ({"default_bridges": 97}, "default_bridges = 97 is not possible"),
         ({"virtio_fs_daemon": "/nowhere"}, "hypervisor.clh.virtio_fs_daemon = '/nowhere' is not a file"),
+        ({"hot_plug_vfio": "bridge-port"}, "hot_plug_vfio = 'bridge-port' is not supported"),
     ],
 )
 def test_what_cloud_hypervisor_cannot_is_refused(

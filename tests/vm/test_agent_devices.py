@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import pytest
 
 from common import status
 from common.protocols import oci
-from common.protocols.agent import Device, Storage
+from common.protocols.agent import GUEST_DRIVEN, Device, Storage
 from common.testing.agent_client import AgentError
 from common.testing.guest_sandbox import see_cgroups
 
@@ -89,6 +90,37 @@ def test_a_device_has_the_guests_numbers_and_what_else_the_host_says(guest: Gues
     assert disk.read_bytes().startswith(b"newht"), "it is with the host when the container is removed"
 
 
+PASSED = "0000:3b:00.0"
+
+
+def passed(place: str) -> Device:
+    """Return what the agent is told of a device of the host, which a disk stands for here: QEMU has no other."""
+    return Device(id="12", type=GUEST_DRIVEN, container_path="/dev/vfio/12", options=[f"{PASSED}={place}"])
+
+
+def test_a_device_of_the_host_is_waited_for_driven_and_named_as_it_is_here(guest: GuestSandbox, tmp_path: Path) -> None:
+    content = tmp_path / "disk"
+    content.write_bytes(b"right".ljust(1 << 20))
+
+    def adjust(spec: oci.Spec) -> None:
+        assert spec.process
+        spec.process.env += [f"PCIDEVICE_EXAMPLE_COM_DISK={PASSED},0000:3b:00.1", f"OTHER={PASSED}"]
+
+    script = "until readlink /sys/block/vd*; do sleep 0.1; done; env | grep 0000:"
+    with ThreadPoolExecutor() as pool:
+        creating = pool.submit(guest.run, "sh", "-c", script, adjust=adjust, devices=[passed("05/03")])
+        with plugged(guest, content, DISK, slot=3):
+            disk, *names = said_by(creating.result()).splitlines()
+    address = disk.split("/")[4]
+    assert (address[:6], address[7:]) == ("0000:0", ":03.0"), "the disk's driver was loaded"
+    assert set(names) == {f"PCIDEVICE_EXAMPLE_COM_DISK={address},0000:3b:00.1", f"OTHER={PASSED}"}
+
+
+def test_a_device_of_the_host_that_does_not_come_is_said(guest: GuestSandbox) -> None:
+    with pytest.raises(AgentError, match="no device of the host appeared at 05/09 within 10 s"):
+        guest.create("true", devices=[passed("05/09")])
+
+
 def test_a_scsi_disk_is_a_device_too_and_given_back(guest: GuestSandbox, tmp_path: Path) -> None:
     content = tmp_path / "disk"
     content.write_bytes(b"right".ljust(1 << 20))
@@ -151,8 +183,10 @@ def test_a_mounted_node_may_be_used(guest: GuestSandbox, disk: Path, *, has_rule
         (device("vfio-pci"), status.UNIMPLEMENTED, "of type 'vfio-pci' is not supported"),
         (device(path="/dev/x"), status.INVALID_ARGUMENT, "the specification has no device '/dev/x'"),
         (device(place="zz"), status.INVALID_ARGUMENT, "'zz' is not a PCI path"),
+        (passed("zz"), status.INVALID_ARGUMENT, "'zz' is not a PCI path"),
+        (passed(""), status.INVALID_ARGUMENT, "is not <address>=<PCI path>"),
     ],
-    ids=["type", "path", "place"],
+    ids=["type", "path", "place", "place of the host's", "no place of the host's"],
 )
 def test_what_is_no_device_is_refused_at_once(guest: GuestSandbox, wanted: Device, code: int, said: str) -> None:
     with pytest.raises(AgentError, match=said) as error:

@@ -183,6 +183,7 @@ def script(directory: Path) -> list[tuple[str, dict[str, object]]]:
         ("device_add", vhost_user_disk("d13", "c0", "0xd")),
         ("chardev-remove", {"id": "c0"}),
         ("chardev-remove", {"id": "c9"}),
+        ("device_add", {"driver": "vfio-pci", "id": "v0", "bus": "bridge0", "addr": "0xe", "host": "0000:ff:1f.7"}),
         ("nonsense", {}),
     ]
 

@@ -20,6 +20,7 @@ from fcntl import ioctl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from common import paths
 from common.testing.fake_cloud_hypervisor.totals import RefusalError, Totals
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _GET_FEATURES = struct.pack("<III", 1, 1, 0)
 _FEATURES_SIZE = 12 + 8
 """Bytes of the answer: the same header, and 64 bits."""
 
-_SECTIONS = {"disk": "disks", "fs": "fs", "net": "net", "pmem": "pmem"}
+_SECTIONS = {"disk": "disks", "fs": "fs", "net": "net", "pmem": "pmem", "vfio": "devices"}
 """Where each kind of device is in the VM's configuration."""
 
 _TUNGETIFF = 0x8004_54D2
@@ -74,6 +75,7 @@ class Machine:
         devices: what is plugged, by id.
         orphans: names in the tree that lead nowhere.
         locked: the files that are open.
+        passed: the devices of the host that it has, by their paths in sysfs.
         busy: the device manager's lock.
         totals: processors and memory, once it has booted.
         memory: what was in a restored guest's memory.
@@ -90,6 +92,7 @@ class Machine:
     leaving: set[str] = field(default_factory=set)
     orphans: set[str] = field(default_factory=set)
     locked: list[Lock] = field(default_factory=list)
+    passed: list[str] = field(default_factory=list)
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
     totals: Totals | None = None
     memory: str = ""
@@ -182,7 +185,7 @@ class Machine:
         self.tell("vm", "resized", None)
 
     def add(self, kind: str, body: dict[str, Any]) -> dict[str, str]:
-        """Plug a device: ``disk``, ``fs``, ``pmem`` or ``net``, whose descriptors are ``fds`` of its body."""
+        """Plug a device: ``disk``, ``fs``, ``pmem``, ``vfio`` or ``net``, whose descriptors are ``fds`` of its body."""
         prefix: tuple[str, ...] = ("Error from API", f"The {kind} could not be added to the VM")
         serial = str(body.get("serial") or "")
         if len(serial) > MAX_SERIAL:
@@ -197,7 +200,13 @@ class Machine:
             reason = f"Invalid PCI segment id: {segment}"
             raise RefusalError(500, *prefix[:2], "Failed to validate config", reason)
         name = str(body.get("id") or self._new_name(kind))
-        take = {"disk": self._lock, "fs": self._connect, "net": self._keep, "pmem": self._map}[kind]
+        take = {
+            "disk": self._lock,
+            "fs": self._connect,
+            "net": self._keep,
+            "pmem": self._map,
+            "vfio": self._open_group,
+        }[kind]
         held = (self._connect if body.get("vhost_user") else take)(body, prefix)
         slot = self._slot(name, body, prefix)
         self.devices[name] = Device(slot, segment, held)
@@ -311,6 +320,18 @@ class Machine:
         held.callback(os.close, fd)
         return held
 
+    def _open_group(self, body: dict[str, Any], prefix: tuple[str, ...]) -> ExitStack:
+        """Have a device of the host, once."""
+        path = str(body["path"])
+        device = Path(paths.sysfs(), Path(path).relative_to("/sys"))
+        if not device.exists() or path in self.passed:
+            reason = "Failed to open VFIO group" if device.exists() else "No such file or directory (os error 2)"
+            raise RefusalError(500, *prefix, "Cannot create a VFIO device", reason)
+        self.passed.append(path)
+        held = ExitStack()
+        held.callback(self.passed.remove, path)
+        return held
+
     def _connect(self, body: dict[str, Any], prefix: tuple[str, ...]) -> ExitStack:
         """Connect to a vhost-user backend and ask for its features, as far as to know that it is there."""
         backend = socket.socket(socket.AF_UNIX)
@@ -351,6 +372,9 @@ class Machine:
     def _tree(self) -> dict[str, Any]:
         tree: dict[str, Any] = {name: {"id": name, "resources": [], "children": []} for name in self.orphans}
         for name, device in self.devices.items():
+            if name.startswith("_vfio"):
+                tree[name] = {"id": name, "resources": [], "children": [], "pci_bdf": _bdf(device)}
+                continue
             wrapper = f"_virtio-pci-{name}"
             tree[name] = {"id": name, "resources": [], "parent": wrapper, "children": []}
             tree[wrapper] = {"id": wrapper, "resources": [], "children": [name], "pci_bdf": _bdf(device)}

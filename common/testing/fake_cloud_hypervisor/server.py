@@ -37,6 +37,7 @@ _UNDONE: dict[How | None, tuple[int, list[str]]] = {
 _NEED_BODY = frozenset(
     {
         "vm.create",
+        "vm.add-device",
         "vm.add-disk",
         "vm.add-fs",
         "vm.add-net",
@@ -84,6 +85,7 @@ class Server:
             "vm.resize": self._resize,
             "vm.snapshot": self._machine.snapshot,
             "vm.restore": self._machine.restore,
+            "vm.add-device": lambda body: self._machine.add("vfio", body),
             "vm.add-disk": lambda body: self._machine.add("disk", body),
             "vm.add-fs": lambda body: self._machine.add("fs", body),
             "vm.add-pmem": lambda body: self._machine.add("pmem", body),
@@ -185,7 +187,7 @@ class Server:
                     answer = endpoint({**json.loads(text or b"{}"), **_beside(connection)})
         except RefusalError as err:
             return err.status, err.reasons
-        if what.startswith("vm.add-"):
+        if what.startswith("vm.add-") and what != "vm.add-device":
             self._tell("virtio-device", "activated", {"id": answer["id"]})
         return (204, None) if answer is None else (200, answer)
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common import paths
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -44,6 +46,7 @@ class Device:
     netdev: str
     chardev: str
     memdev: str
+    host: str
     is_leaving: bool = False
 
 
@@ -185,6 +188,7 @@ class Machine:
             str(arguments.get("netdev", "")),
             str(arguments.get("chardev", "")),
             str(arguments.get("memdev", "")),
+            str(arguments.get("host", "")),
         )
         if device.drive and device.drive not in self.nodes:
             raise RefusalError(f"Property '{_inner(device.driver)}.drive' can't find value '{device.drive}'")
@@ -192,6 +196,7 @@ class Machine:
         self._require_chardev(device)
         self._require_free(device)
         self._require_memdev(device)
+        self._require_host(device)
         self._require_unlocked(name, device)
         self.devices[name] = device
 
@@ -265,6 +270,16 @@ class Machine:
             raise RefusalError(f"Device '{device.memdev}' not found", "DeviceNotFound")
         if device.memdev and any(other.memdev == device.memdev for other in self.devices.values()):
             raise RefusalError(f"can't use already busy memdev: {device.memdev}")
+
+    def _require_host(self, device: Device) -> None:
+        """Refuse a device of the host that is not there, or that another one has."""
+        if not device.host:
+            return
+        named = f"vfio /sys/bus/pci/devices/{device.host}"
+        if not (Path(paths.sysfs()) / "bus/pci/devices" / device.host).exists():
+            raise RefusalError(f"{named}: no such host device: No such file or directory")
+        if any(other.host == device.host for other in self.devices.values()):
+            raise RefusalError(f"{named}: device is already attached")
 
     def _require_free(self, device: Device) -> None:
         for name, other in self.devices.items():

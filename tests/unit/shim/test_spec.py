@@ -33,6 +33,9 @@ CONFIG: dict[str, Any] = {
             {"path": "/dev/sda", "type": "b", "major": 8, "minor": 0},
             {"path": "/dev/sdb", "type": "b", "major": 8, "minor": 16},
             {"path": "/dev/of-the-host", "type": "b", "major": 8, "minor": 32},
+            {"path": "/dev/vfio/12", "type": "c", "major": 241, "minor": 3},
+            {"path": "/dev/vfio/13", "type": "c", "major": 241, "minor": 4},
+            {"path": "/dev/vfio/vfio", "type": "c", "major": 10, "minor": 196},
         ],
         "namespaces": [
             {"type": "pid"},
@@ -46,6 +49,8 @@ CONFIG: dict[str, Any] = {
             "devices": [
                 {"allow": False, "access": "rwm"},
                 {"allow": True, "type": "c", "major": 10, "minor": 229, "access": "rw"},
+                {"allow": True, "type": "c", "major": 241, "minor": 3, "access": "rwm"},
+                {"allow": True, "type": "c", "major": 10, "minor": 196, "access": "rwm"},
                 {"allow": True, "type": "b", "major": 8, "minor": 0, "access": "r"},
                 {"allow": True, "type": "b", "major": 8, "minor": 16, "access": "rwm"},
                 {"allow": True, "type": "b", "major": 9, "minor": 0, "access": "rwm"},
@@ -72,12 +77,16 @@ CONFIG: dict[str, Any] = {
 }
 
 
+VFIO = {(241, 3): "12", (241, 4): "13", (10, 196): "vfio"}
+
+
 def cut(config: dict[str, Any] = CONFIG, *, is_seccomp_wanted: bool = False) -> spec.ForGuest:
     return spec.for_guest(
         copy.deepcopy(config),
         "c1",
         is_seccomp_wanted=is_seccomp_wanted,
         is_disk=lambda path: path.startswith("/dev/mapper/"),
+        vfio_name=lambda major, minor: VFIO.get((major, minor), ""),
     )
 
 
@@ -147,13 +156,22 @@ def test_block_devices_that_a_rule_names_and_no_others() -> None:
 def test_a_privileged_container_gets_no_disk_that_it_was_not_given_by_name() -> None:
     everything = {**CONFIG["linux"], "resources": {"devices": [{"allow": True, "access": "rwm"}]}}
     found = cut({**CONFIG, "linux": everything})
-    assert found.devices == []
+    assert (found.devices, found.groups) == ([], [])
     assert [device["path"] for device in found.config["linux"]["devices"]] == ["/dev/fuse"]
+
+
+def test_of_vfio_a_guest_gets_groups_that_a_rule_names_and_no_node() -> None:
+    found = cut()
+    assert found.groups == [spec.HostGroup(path="/dev/vfio/12", name="12")], "neither 13 nor the container of groups"
+    linux = found.config["linux"]
+    assert [device["path"] for device in linux["devices"]] == ["/dev/fuse", "/dev/sda", "/dev/sdb"]
+    numbers = {(rule["major"], rule["minor"]) for rule in linux["resources"]["devices"] if rule["type"] == "c"}
+    assert numbers == {(10, 229)}, "those numbers are other devices in the guest, or none"
 
 
 def test_the_given_configuration_is_not_changed() -> None:
     given = copy.deepcopy(CONFIG)
-    spec.for_guest(given, "c1", is_disk=lambda _: False)
+    spec.for_guest(given, "c1", is_disk=lambda _: False, vfio_name=lambda *_: "12")
     assert given == CONFIG
 
 

@@ -56,11 +56,19 @@ def test_a_disk_is_where_the_guest_is_told_that_it_is() -> None:
     for bus in topology.buses:
         for slot in (0, bus.slots - 1):
             place = topology.place(bus.name, slot)
-            if bus.kind is BusKind.PCI:
+            if bus.kind in (BusKind.PCI, BusKind.PCIE):
                 path = [int(part, 16) for part in place.guest_path.split("/")]
                 assert path == [slots[bus.name], int(str(place.arguments["addr"]), 16)]
             else:
                 assert place.guest_path == f"{place.arguments['scsi-id']}:{place.arguments['lun']}"
+
+
+def test_root_ports_are_for_devices_that_need_one() -> None:
+    buses = Topology(QemuConfig(pcie_root_port=2)).buses
+    assert [(bus.name, bus.kind, bus.slots) for bus in buses[1:]] == [
+        ("port0", BusKind.PCIE, 1),
+        ("port1", BusKind.PCIE, 1),
+    ]
 
 
 def test_the_units_of_scsi_are_numbered_as_upstream_does() -> None:

@@ -5,7 +5,7 @@
     pcie.0 ── 02       scsi0     virtio-scsi controller, only if disks are to be driven by it: 256 units of target 0
               03       serial    the channel (``cmdline``)
               04…08    bridge0…  PCI bridges, ``default_bridges`` (1 to 5) of them: 30 slots each
-              09…18    port0…    PCIe root ports, ``pcie_root_port`` of them: one slot each
+              09…18    port0…    PCIe root ports, ``pcie_root_port`` of them: one slot each, for devices of the host
     ACPI               cpus      processors beyond those of the boot
                        memory    slots for memory modules
 
@@ -118,7 +118,7 @@ def _buses(config: QemuConfig) -> Iterator[_Bus]:
         )
     for number in range(config.pcie_root_port):
         yield _Bus(
-            bus=HotplugBus(name=f"port{number}", kind=BusKind.PCI, slots=1),
+            bus=HotplugBus(name=f"port{number}", kind=BusKind.PCIE, slots=1),
             device=f"pcie-root-port,id=port{number},chassis={number + 1},slot={number}",
             root_slot=_FIRST_PORT_SLOT + number,
         )
