@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from common.config.hypervisors import (
+    MAX_ROOT_PORTS,
     BlockDriver,
     ClhConfig,
     FirecrackerConfig,
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 MIN_MEMORY_MIB = 256
-MAX_ROOT_PORTS = 16
-"""Each takes address space and time at boot; the limit is upstream's."""
-
 MAX_PLACEHOLDERS = 15
 """Firecracker has interrupts for 17 devices on x86 (1.15 and later; before, 18); vsock and entropy take two."""
 
@@ -36,13 +34,14 @@ MAX_SEGMENTS = 96
 
 _MAX_LOGLEVEL = 3
 
-_VFIO_PORTS: Mapping[type[GrowingSection], tuple[VfioPort, ...]] = MappingProxyType(
+_QEMU_PORTS = (VfioPort.NO_PORT, VfioPort.BRIDGE_PORT, VfioPort.ROOT_PORT)
+_VFIO_PORTS: Mapping[type[GrowingSection], tuple[tuple[VfioPort, ...], tuple[VfioPort, ...]]] = MappingProxyType(
     {
-        QemuConfig: (VfioPort.NO_PORT, VfioPort.BRIDGE_PORT, VfioPort.ROOT_PORT),
-        ClhConfig: (VfioPort.NO_PORT, VfioPort.ROOT_PORT),
+        QemuConfig: (_QEMU_PORTS, _QEMU_PORTS),
+        ClhConfig: ((VfioPort.NO_PORT, VfioPort.ROOT_PORT), (VfioPort.NO_PORT,)),
     }
 )
-"""Where devices of the host can go; a VM of Cloud Hypervisor has no bridges, and all of its slots are a root bus's."""
+"""Where devices of the host can go, hot and cold. VMs of Cloud Hypervisor have no bridges: slots are a root bus's."""
 
 
 class Problem(NamedTuple):
@@ -104,13 +103,14 @@ def _qemu(section: QemuConfig) -> Iterator[Problem]:
 
 
 def _vfio(section: GrowingSection) -> Iterator[Problem]:
-    if section.cold_plug_vfio is not VfioPort.NO_PORT:
-        yield Problem("cold_plug_vfio", "is not supported", "set hot_plug_vfio")
-    can = _VFIO_PORTS[type(section)]
-    if section.hot_plug_vfio not in can:
-        hint = f"set it to {' or '.join(repr(port.value) for port in can)}"
-        yield Problem("hot_plug_vfio", "is not supported", hint)
-    if section.has_root_ports_for_vfio and not (isinstance(section, QemuConfig) and section.pcie_root_port):
+    hot, cold = section.hot_plug_vfio, section.cold_plug_vfio
+    if VfioPort.NO_PORT not in (hot, cold):
+        yield Problem("cold_plug_vfio", f"with hot_plug_vfio = {hot.value!r} says it twice", "set one of the two")
+    hot_ports, cold_ports = _VFIO_PORTS[type(section)]
+    for key, port, can in (("hot_plug_vfio", hot, hot_ports), ("cold_plug_vfio", cold, cold_ports)):
+        if port not in can:
+            yield Problem(key, "is not supported", f"set it to {' or '.join(repr(each.value) for each in can)}")
+    if isinstance(section, QemuConfig) and hot is VfioPort.ROOT_PORT and not section.pcie_root_port:
         hint = f"set pcie_root_port to 1 to {MAX_ROOT_PORTS}: each takes one device"
         yield Problem("hot_plug_vfio", "needs a root port", hint)
 

@@ -12,8 +12,12 @@ from __future__ import annotations
 
 import os
 from enum import StrEnum
+from typing import Self
 
 import msgspec
+
+MAX_ROOT_PORTS = 16
+"""Each takes address space and time at boot; the limit is upstream's."""
 
 
 class BlockDriver(StrEnum):
@@ -84,6 +88,15 @@ class HypervisorSection(msgspec.Struct, frozen=True, kw_only=True, tag_field="hy
         """Whether that is a bus of its own (``BusKind.PCIE``), and not the one where virtio devices go."""
         return False
 
+    @property
+    def is_vfio_cold(self) -> bool:
+        """Whether they are there when the guest boots."""
+        return False
+
+    def with_root_ports(self, _count: int) -> Self:
+        """Return the section with at least so many root ports, if devices go there and as far as there can be."""
+        return self
+
 
 class VirtioFsSection(HypervisorSection, frozen=True, kw_only=True):
     """What the section of a hypervisor has that shares directories with its guest."""
@@ -126,7 +139,12 @@ class GrowingSection(VirtioFsSection, frozen=True, kw_only=True):
     @property
     def vfio_port(self) -> VfioPort:
         """Where devices of the host go; only one of the two keys says so."""
-        return self.hot_plug_vfio if self.cold_plug_vfio is VfioPort.NO_PORT else self.cold_plug_vfio
+        return self.cold_plug_vfio if self.is_vfio_cold else self.hot_plug_vfio
+
+    @property
+    def is_vfio_cold(self) -> bool:
+        """Whether they are there when the guest boots."""
+        return self.cold_plug_vfio is not VfioPort.NO_PORT
 
     @property
     def may_grow(self) -> bool:
@@ -152,6 +170,12 @@ class QemuConfig(GrowingSection, frozen=True, kw_only=True, tag="qemu"):
     def has_root_ports_for_vfio(self) -> bool:
         """Whether it is so said."""
         return self.vfio_port is VfioPort.ROOT_PORT
+
+    def with_root_ports(self, count: int) -> Self:
+        """Return the section with at least so many root ports, if devices go there and as far as there can be."""
+        if not self.has_root_ports_for_vfio:
+            return self
+        return msgspec.structs.replace(self, pcie_root_port=max(self.pcie_root_port, min(count, MAX_ROOT_PORTS)))
 
 
 class ClhConfig(GrowingSection, frozen=True, kw_only=True, tag="clh"):

@@ -42,10 +42,13 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         sandbox_id: whose.
         config: how it is made, in the terms of the manager that is asked.
+        is_held: whether its boot waits for ``resume_vm``: what is plugged until then the guest's firmware finds, as if
+            it had always been there.
     """
 
     sandbox_id: str
     config: HypervisorConfig
+    is_held: bool = False
 
 
 class HotplugBus(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,8 +13,10 @@ import itertools
 import shutil
 import subprocess
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from common import paths
 from common.channel import NO_STREAM
 from common.protocols import oci
 from common.protocols.agent import (
@@ -38,7 +40,6 @@ from common.testing.guest_vm import GuestVm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from common.testing.agent_client import AgentClient, Stream
 
@@ -264,6 +265,15 @@ def make_busybox_rootfs(rootfs: Path) -> None:
     applets = subprocess.run([_BUSYBOX, "--list"], capture_output=True, text=True, check=True).stdout.split()
     for applet in set(applets) - {"busybox"}:
         (rootfs / "bin" / applet).symlink_to("busybox")
+
+
+def make_busybox_image(sandbox_id: str) -> Path:
+    """Make a disk with that, in a sandbox's directory."""
+    directory = Path(paths.sandbox_dir(sandbox_id))
+    make_busybox_rootfs(directory / "content")
+    image = directory / "image"
+    subprocess.run(["/sbin/mkfs.ext4", "-q", "-F", "-d", str(directory / "content"), str(image), "16M"], check=True)
+    return image
 
 
 def _process(*args: str, terminal: bool) -> oci.Process:

@@ -27,11 +27,14 @@ from common.testing.guest_vm import GuestVm
 from common.testing.vmm_stand import Manager, Monitor, booted, managing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
 
     from common.services.device import Device
     from common.services.vmm import Vm
     from common.testing.guest_sandbox import Task
+
+    Plug = Callable[[DeviceManager, Vm], Awaitable[None]]
 
 _PORTS = 8
 _DRIVERS = {"pmem": "nvdimm", "vhost-user-blk": "blk"}
@@ -135,14 +138,26 @@ def _storage(disk: Device) -> Storage:
     )
 
 
-@asynccontextmanager
-async def hotplugging(sandbox_id: str, **config: Any) -> AsyncIterator[HotplugStand]:  # noqa: ANN401 - of QemuConfig
+def hotplugging(sandbox_id: str, **config: Any) -> AbstractAsyncContextManager[HotplugStand]:  # noqa: ANN401 - of QemuConfig
     """Both managers, and a guest that has booted."""
+    return _running(sandbox_id, config, None)
+
+
+def cold_plugging(sandbox_id: str, plug: Plug, **config: Any) -> AbstractAsyncContextManager[HotplugStand]:  # noqa: ANN401 - of QemuConfig
+    """Both managers, and a guest that has booted with what was plugged before."""
+    return _running(sandbox_id, config, plug)
+
+
+@asynccontextmanager
+async def _running(sandbox_id: str, config: dict[str, Any], plug: Plug | None) -> AsyncIterator[HotplugStand]:
     async with managing() as manager, BusClient() as bus:
-        vm = await manager.create(sandbox_id, **config)
+        vm = await (manager.hold if plug else manager.create)(sandbox_id, **config)
         devices = DeviceManager(bus, sandbox_id, vm.hotplug_buses, removal_timeout_s=_REMOVAL_TIMEOUT_S)
         await devices.start()
         try:
+            if plug:
+                await plug(devices, vm)
+                await manager.resume(sandbox_id)
             await booted(vm)
             guest = await asyncio.to_thread(ManagedGuest, vm)
             with guest.agent:

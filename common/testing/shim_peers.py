@@ -36,6 +36,7 @@ class FakeVmManager:
 
     Attributes:
         guest: the guest of the VM, once there is one.
+        wish: the last request for a VM.
         calls: verbs that were asked, in order.
         error: what to answer to ``create_vm`` instead of doing it.
         destroy_error: the same for ``destroy_vm``.
@@ -48,6 +49,7 @@ class FakeVmManager:
 
     def __init__(self, group: AsyncExitStack) -> None:
         self.guest: FakeGuest | None = None
+        self.wish: vmm.CreateVm
         self.process: asyncio.subprocess.Process | None = None
         self.calls: list[str] = []
         self.request_ids: list[str] = []
@@ -66,6 +68,7 @@ class FakeVmManager:
         server.register(vmm.CREATE_VM, self._create)
         server.register(vmm.DESCRIBE_VM, self._describe)
         server.register(vmm.DESTROY_VM, self._destroy)
+        server.register(vmm.RESUME_VM, self._resume)
 
     async def end_vm(self) -> None:
         """Kill the VMM and with it the guest."""
@@ -77,6 +80,7 @@ class FakeVmManager:
 
     async def _create(self, request: vmm.CreateVm) -> vmm.Vm:
         self.calls.append("create_vm")
+        self.wish = request
         if self.error:
             raise self.error
         directory = paths.vm_dir(request.sandbox_id)
@@ -112,6 +116,10 @@ class FakeVmManager:
         return vmm.VmStatus(
             vm=self._vm, is_running=is_running, runstate="running", console_tail=self.console, log_tail=""
         )
+
+    async def _resume(self, _: vmm.SandboxRef) -> Empty:
+        self.calls.append("resume_vm")
+        return Empty()
 
     async def _destroy(self, request: vmm.SandboxRef) -> Empty:
         self.calls.append("destroy_vm")

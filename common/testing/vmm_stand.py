@@ -126,8 +126,15 @@ class Manager:
 
     async def create(self, sandbox_id: str, **changes: Any) -> vmm.Vm:  # noqa: ANN401 - of its configuration
         """Ask for a VM, with changes to its configuration."""
-        request = vmm.CreateVm(sandbox_id=sandbox_id, config=config(self.hypervisor, **changes))
-        return await self._bus.call(self.service, vmm.CREATE_VM, request, timeout_s=_TIMEOUT_S)
+        return await self._create(vmm.CreateVm(sandbox_id=sandbox_id, config=config(self.hypervisor, **changes)))
+
+    async def hold(self, sandbox_id: str, **changes: Any) -> vmm.Vm:  # noqa: ANN401 - of its configuration
+        """Ask for a VM that waits with its boot."""
+        wish = vmm.CreateVm(sandbox_id=sandbox_id, config=config(self.hypervisor, **changes), is_held=True)
+        return await self._create(wish)
+
+    async def _create(self, wish: vmm.CreateVm) -> vmm.Vm:
+        return await self._bus.call(self.service, vmm.CREATE_VM, wish, timeout_s=_TIMEOUT_S)
 
     async def describe(self, sandbox_id: str) -> vmm.VmStatus:
         """Ask for what is true of a VM."""
@@ -260,6 +267,13 @@ class Monitor:
     async def delete_block_node(self, name: str) -> None:
         """Delete a block node."""
         await self._client.execute("blockdev-del", {"node-name": name})
+
+    async def plug_large(self, size_mib: int, bus: str) -> None:
+        """Plug a PCI device, "large", which needs so much address space and has nothing else to it."""
+        memory = {"qom-type": "memory-backend-ram", "id": "shared", "size": size_mib << 20}
+        await self._client.execute("object-add", memory)
+        device = {"driver": "ivshmem-plain", "id": "large", "bus": bus, "memdev": "shared"}
+        await self._client.execute("device_add", device)
 
     async def unplug(self, device_id: str) -> None:
         """Remove a device and wait until the guest has let go."""

@@ -13,7 +13,7 @@ from procs.shim import disk, spec, vfio
 from procs.shim.rootfs import on_disks
 
 if TYPE_CHECKING:
-    from common.config import KataConfig
+    from common.config import HypervisorConfig, KataConfig
     from common.protocols.agent import Storage
     from common.services.vmm import DeviceSpec
     from procs.shim.copies import Copy
@@ -98,6 +98,16 @@ def read(request: task.CreateTaskRequest, settings: KataConfig) -> Wanted:
         rootfs=rootfs,
         mounts=cut.mounts,
     )
+
+
+def read_groups(bundle: str, settings: HypervisorConfig) -> list[Group]:
+    """Read which IOMMU groups a container is given, before its Create comes.
+
+    Raises:
+        UsageError, NotFoundError, UnsupportedError: see :func:`read`.
+    """
+    found, _ = spec.groups(_read_config(bundle).get("linux") or {}, vfio.name_of)
+    return [vfio.of_group(group, settings) for group in found]
 
 
 def read_process(request: task.ExecProcessRequest) -> oci.Process:

@@ -17,6 +17,7 @@ from common.protocols.task import Any, RuntimeOptions
 from common.services import vmm
 
 if TYPE_CHECKING:
+    from common.config import HypervisorConfig
     from procs.shim.launch import Launch
 
 CREATE_TIMEOUT_S = 20
@@ -28,18 +29,34 @@ class Order:
     Attributes:
         config: the configuration that it was asked for with.
         service: the VM manager that was asked.
+        functions: devices of the host that the guest boots with.
         wish: the request.
         early: the request on its way.
 
     Raises:
         UsageError: there is no configuration that can be used; nothing was asked.
+        NotFoundError, UnsupportedError: the container is given a device of the host that its guest cannot have.
     """
 
     def __init__(self, launch: Launch) -> None:
         self.config = configuration.load(configuration.find(_wanted_config(launch.options)))
-        self.wish = vmm.CreateVm(sandbox_id=launch.sandbox_id, config=self.config.hypervisor)
-        self.service = vmm.service_name(self.config.hypervisor.name)
+        section = self.config.hypervisor
+        self.functions = _functions(section, launch.bundle) if section.is_vfio_cold else ()
+        self.wish = vmm.CreateVm(
+            sandbox_id=launch.sandbox_id,
+            config=section.with_root_ports(len(self.functions)),
+            is_held=bool(self.functions),
+        )
+        self.service = vmm.service_name(section.name)
         self.early = EarlyCall(self.service, vmm.CREATE_VM, self.wish, timeout_s=CREATE_TIMEOUT_S)
+
+
+def _functions(section: HypervisorConfig, bundle: str) -> tuple[vmm.VfioSpec, ...]:
+    """Return the devices of the host that a container is given: its configuration is there before its Create."""
+    from procs.shim.bundle import read_groups
+
+    found = (function for group in read_groups(bundle, section) for function in group.functions)
+    return tuple(dict.fromkeys(found))
 
 
 def _wanted_config(options: bytes) -> str:

@@ -187,6 +187,9 @@ class Sandbox:
         vm = await self._create_vm(order)
         self._watch(vm)
         devices, share = self._devices(vm), None
+        if order.wish.is_held:
+            self._enter("plugging devices of the host")
+            await self._boot_with(order, devices)
         self._enter("preparing the share")
         self._prepare(config)
         if config.hypervisor.can_share:
@@ -229,6 +232,14 @@ class Sandbox:
             )
         finally:
             order.early.close()
+
+    async def _boot_with(self, order: Order, devices: Devices) -> None:
+        """Plug what the guest is to boot with, and let it boot. The container asks for the same again, and confirms."""
+        use_s = order.config.agent.dial_timeout + order.config.runtime.create_container_timeout
+        for function in order.functions:
+            await devices.plug(function, holder=self.sandbox_id, use_s=use_s)
+        ref = vmm.SandboxRef(sandbox_id=self.sandbox_id)
+        await self._bus.call(order.service, vmm.RESUME_VM, ref, timeout_s=CREATE_TIMEOUT_S)
 
     def _watch(self, vm: Vm) -> None:
         """Learn of the VMM's end from the kernel."""

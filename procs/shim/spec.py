@@ -143,10 +143,10 @@ def for_guest(
     cut["process"] = process(config["process"])
     linux = config.get("linux") or {}
     devices = _block_devices(linux)
-    groups, without_vfio = _groups(linux, vfio_name)
+    given, without_vfio = groups(linux, vfio_name)
     cut["linux"] = _linux(without_vfio, container_id, devices, is_seccomp_wanted=is_seccomp_wanted)
     cut["mounts"], shared, volumes = _mounts(config.get("mounts") or [], container_id, is_disk)
-    return ForGuest(config=cut, mounts=shared, volumes=volumes, devices=devices, groups=groups)
+    return ForGuest(config=cut, mounts=shared, volumes=volumes, devices=devices, groups=given)
 
 
 def process(config: Json) -> Json:
@@ -164,8 +164,13 @@ def _block_devices(linux: Json) -> list[HostDevice]:
     ]
 
 
-def _groups(linux: Json, vfio_name: Callable[[int, int], str]) -> tuple[list[HostGroup], Json]:
-    """Return the nodes of VFIO that a rule allows by their number, and the rest without any such node or rule."""
+def groups(linux: Json, vfio_name: Callable[[int, int], str]) -> tuple[list[HostGroup], Json]:
+    """Return the nodes of VFIO that a rule allows by their number, and the rest without any such node or rule.
+
+    Args:
+        linux: that part of a ``config.json``.
+        vfio_name: see :func:`for_guest`.
+    """
     nodes = linux.get("devices") or []
     named = {
         number: name
@@ -178,13 +183,13 @@ def _groups(linux: Json, vfio_name: Callable[[int, int], str]) -> tuple[list[Hos
     given = [node for node in nodes if node.get("type") in _CHARACTER_DEVICES and _number(node) in named]
     resources = linux.get("resources") or {}
     rules = [rule for rule in resources.get("devices") or [] if rule.get("type") == "b" or _number(rule) not in named]
-    groups = [
+    found = [
         HostGroup(path=node["path"], name=named[_number(node)])
         for node in given
         if _number(node) in access and named[_number(node)] != _VFIO_ITSELF
     ]
     left = [node for node in nodes if node not in given]
-    return groups, {**linux, "devices": left, "resources": {**resources, "devices": rules}}
+    return found, {**linux, "devices": left, "resources": {**resources, "devices": rules}}
 
 
 def _allowed(linux: Json, *types: str) -> dict[tuple[Any, Any], str]:

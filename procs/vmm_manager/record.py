@@ -57,6 +57,7 @@ class VmRecord(msgspec.Struct, kw_only=True):
         sandbox_id: whose VM.
         request_id: the request that it was made for.
         config: what it is started with; None if the file could not be read.
+        is_held: whether its boot waits for ``resume_vm``.
         device_manager: bus name of the shard of the device manager that it belongs to, for life.
         vm: what callers are told, or None while it is being started.
         next_device: number of the next device; only ever grows, so that no id is used twice in one VM.
@@ -66,6 +67,7 @@ class VmRecord(msgspec.Struct, kw_only=True):
     sandbox_id: str
     request_id: str = ""
     config: HypervisorConfig | None = None
+    is_held: bool = False
     device_manager: str = shards.FIRST
     vm: Vm | None = None
     next_device: int = 1

@@ -91,9 +91,14 @@ class Registry:
         Raises:
             NotFoundError: the sandbox's directory does not exist.
             UsageError: the configuration is another hypervisor's.
+            UnsupportedError: this hypervisor cannot wait with the boot.
             HypervisorError: the VM did not start; nothing of it is left.
         """
-        return await self._make(request.sandbox_id, request.config, None)
+        if request.is_held and not self._driver.capabilities.can_hold:
+            raise UnsupportedError(
+                f"{self._driver.name} cannot plug devices before a guest boots", hint="plug them while it runs"
+            )
+        return await self._make(request.sandbox_id, request.config, None, is_held=request.is_held)
 
     async def restore(self, request: RestoreVm) -> Vm:
         """Start a VM from a snapshot; a sandbox that has one keeps it, so that the call may be repeated.
@@ -137,7 +142,9 @@ class Registry:
                 raise HypervisorError(f"cannot write a snapshot into {request.directory}: {err}") from err
             raise
 
-    async def _make(self, sandbox_id: str, config: HypervisorConfig, restoring: Restoring | None) -> Vm:
+    async def _make(
+        self, sandbox_id: str, config: HypervisorConfig, restoring: Restoring | None, *, is_held: bool = False
+    ) -> Vm:
         wanted = config.name
         if wanted != self._driver.name:
             raise UsageError(f"this is the manager of {self._driver.name}, and the configuration is {wanted}'s")
@@ -152,7 +159,7 @@ class Registry:
             self._epitaphs.pop(sandbox_id, None)
             await _remove_remains(sandbox_id)
             try:
-                machine = await self._start(sandbox_id, config, restoring)
+                machine = await self._start(sandbox_id, config, restoring, is_held=is_held)
             except OSError as err:
                 await _remove_remains(sandbox_id)
                 raise HypervisorError(f"cannot start the VM of {sandbox_id}: {err}") from err
@@ -259,11 +266,14 @@ class Registry:
             hint = f"it can be had {' or '.join(modes)}"
             raise UnsupportedError(f"{self._driver.name} cannot give a guest its memory {memory}", hint=hint)
 
-    async def _start(self, sandbox_id: str, config: HypervisorConfig, restoring: Restoring | None) -> Machine:
+    async def _start(
+        self, sandbox_id: str, config: HypervisorConfig, restoring: Restoring | None, *, is_held: bool
+    ) -> Machine:
         record = VmRecord(
             sandbox_id=sandbox_id,
             request_id=log.request_id.get(),
             config=config,
+            is_held=is_held,
             device_manager=shards.of(sandbox_id),
         )
         Path(paths.vm_dir(sandbox_id)).mkdir(mode=0o700)

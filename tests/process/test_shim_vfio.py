@@ -10,7 +10,8 @@ import pytest
 import toml
 
 from common import status
-from common.errors import KataError
+from common.config import QemuConfig
+from common.errors import KataError, StateError
 from common.protocols import agent, task
 from common.protocols.agent import CreateContainerRequest
 from common.services.vmm import VfioSpec
@@ -100,3 +101,43 @@ async def test_a_guest_that_does_not_find_them_has_them_taken_away(stand: ShimSt
         with pytest.raises(KataError, match="no device of the host appeared"):
             await stand.call(shim.client, "Create", stand.create_request("true"), task.PidResponse)
         assert [wish.device_id for wish in stand.devices.aborted] == ["d3", "d2"]
+
+
+@stand_test
+async def test_a_guest_that_is_to_boot_with_them_does_not_boot_before(stand: ShimStand) -> None:
+    with given(stand, cold_plug_vfio="root-port"):
+        shim = await started(stand)
+        await stand.devices.has_confirmed.wait()
+        wanted = [VfioSpec(source=address, is_express=True) for address in (GPU, SOUND)]
+        assert [wish.spec for wish in stand.devices.attached[:2]] == wanted
+        assert {wish.holder for wish in stand.devices.attached[:2]} == {stand.id}
+        assert stand.devices.calls == ["attach", "attach", "attach", "confirm"], "the share comes last"
+        assert stand.vms.calls == ["create_vm", "resume_vm"]
+        assert stand.vms.wish.is_held
+        assert isinstance(stand.vms.wish.config, QemuConfig)
+        assert stand.vms.wish.config.pcie_root_port == 2
+        await stand.call(shim.client, "Create", stand.create_request("true"), task.PidResponse)
+        assert [wish.spec for wish in stand.devices.attached[3:]] == wanted, "asked for again, and confirmed then"
+        assert stand.devices.calls[4:] == ["attach", "attach", "confirm", "confirm"]
+        assert told(stand).devices[0].type == agent.GUEST_DRIVEN
+
+
+@stand_test
+async def test_without_such_devices_the_guest_boots_at_once(stand: ShimStand) -> None:
+    with given(stand, cold_plug_vfio="root-port"):
+        (stand.bundle / "config.json").write_text(json.dumps(stand.spec()))
+        await create(stand)
+        assert stand.vms.calls[0] == "create_vm"
+        assert "resume_vm" not in stand.vms.calls
+        assert not stand.vms.wish.is_held
+
+
+@stand_test
+async def test_a_device_that_the_guest_cannot_boot_with_is_said_at_create(stand: ShimStand) -> None:
+    with given(stand, cold_plug_vfio="root-port"):
+        stand.devices.error = StateError("PCI device 0000:3b:00.0 is driven by nvidia")
+        shim = await started(stand)
+        with pytest.raises(KataError, match=r"failed while plugging devices of the host: .* is driven by nvidia"):
+            await stand.call(shim.client, "Create", stand.create_request("true"), task.PidResponse)
+        assert "resume_vm" not in stand.vms.calls
+        assert stand.vms.calls[-1] == "destroy_vm"

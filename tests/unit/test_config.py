@@ -74,7 +74,11 @@ def test_unused_keys_are_named_not_refused(tmp_path: Path, qemu_section: dict[st
         ({"initrd": ""}, "hypervisor.qemu.initrd = '' is not a file"),
         ({"machine_type": "microvm"}, "machine_type = 'microvm' is not supported"),
         ({"hot_plug_vfio": "switch-port"}, "hot_plug_vfio = 'switch-port' is not supported"),
-        ({"cold_plug_vfio": "root-port"}, "cold_plug_vfio = 'root-port' is not supported"),
+        ({"cold_plug_vfio": "switch-port"}, "cold_plug_vfio = 'switch-port' is not supported"),
+        (
+            {"hot_plug_vfio": "bridge-port", "cold_plug_vfio": "bridge-port"},
+            "cold_plug_vfio = 'bridge-port' with hot_plug_vfio = 'bridge-port' says it twice",
+        ),
         ({"hot_plug_vfio": "root-port"}, "hot_plug_vfio = 'root-port' needs a root port"),
     ],
 )
@@ -124,6 +128,24 @@ def test_exactly_one_section_says_which_hypervisor(tmp_path: Path, hypervisors: 
     )
 
 
+@pytest.mark.parametrize(
+    ("section", "count", "ports"),
+    [
+        ({"cold_plug_vfio": "root-port"}, 3, 3),
+        ({"cold_plug_vfio": "root-port", "pcie_root_port": 4}, 3, 4),
+        ({"cold_plug_vfio": "root-port"}, 20, 16),
+        ({"cold_plug_vfio": "bridge-port"}, 3, 0),
+    ],
+)
+def test_devices_that_a_guest_boots_with_have_as_many_root_ports(
+    tmp_path: Path, qemu_section: dict[str, object], section: dict[str, object], count: int, ports: int
+) -> None:
+    path = written(tmp_path, {"hypervisor": {"qemu": {**qemu_section, **section}}})
+    given = config.load(path).hypervisor.with_root_ports(count)
+    assert isinstance(given, config.QemuConfig)
+    assert given.pcie_root_port == ports
+
+
 @pytest.fixture
 def clh_section(qemu_section: dict[str, object]) -> dict[str, object]:
     """A ``[hypervisor.clh]`` whose files exist."""
@@ -147,6 +169,7 @@ def test_the_section_is_the_choice(tmp_path: Path, clh_section: dict[str, object
         ({"default_bridges": 97}, "default_bridges = 97 is not possible"),
         ({"virtio_fs_daemon": "/nowhere"}, "hypervisor.clh.virtio_fs_daemon = '/nowhere' is not a file"),
         ({"hot_plug_vfio": "bridge-port"}, "hot_plug_vfio = 'bridge-port' is not supported"),
+        ({"cold_plug_vfio": "root-port"}, "cold_plug_vfio = 'root-port' is not supported"),
     ],
 )
 def test_what_cloud_hypervisor_cannot_is_refused(

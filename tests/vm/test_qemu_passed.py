@@ -11,7 +11,7 @@ import pytest
 from common import paths
 from common.errors import AlreadyExistsError, HypervisorError, NotFoundError, UnsupportedError, UsageError
 from common.services.vmm import BlockSpec, PmemSpec, VfioSpec, VhostUserDiskSpec
-from common.testing.guest_sandbox import make_busybox_rootfs
+from common.testing.guest_sandbox import make_busybox_image
 from common.testing.isolation import in_event_loop
 from common.testing.managed_guest import hotplugging
 from common.testing.storage_daemon import serving
@@ -19,15 +19,6 @@ from common.testing.vmm_stand import MEMORY_MIB, Monitor, managing
 
 ROOM = {"default_maxmemory": MEMORY_MIB + 128}
 _MIB = 1 << 20
-
-
-def image(sandbox: str) -> Path:
-    """Make a disk with busybox."""
-    directory = Path(paths.sandbox_dir(sandbox))
-    make_busybox_rootfs(directory / "content")
-    path = directory / "image"
-    subprocess.run(["/sbin/mkfs.ext4", "-q", "-F", "-d", str(directory / "content"), str(path), "16M"], check=True)
-    return path
 
 
 def written(path: Path) -> str:
@@ -38,7 +29,7 @@ def written(path: Path) -> str:
 
 @in_event_loop
 async def test_a_container_runs_in_a_file_that_its_guest_maps(sandbox: str) -> None:
-    path = image(sandbox)
+    path = make_busybox_image(sandbox)
     async with hotplugging(sandbox, **ROOM) as stand, Monitor(stand.vm) as monitor:
         memory = await stand.devices.attach(spec=PmemSpec(source=str(path)))
         assert (memory.hypervisor_id, await monitor.memory_backends()) == ("pmem-1", {"pmem-1"})
@@ -77,7 +68,7 @@ async def test_memory_that_cannot_be_mapped_leaves_nothing(sandbox: str) -> None
 
 @in_event_loop
 async def test_a_container_runs_on_a_disk_that_a_program_serves(sandbox: str) -> None:
-    path = image(sandbox)
+    path = make_busybox_image(sandbox)
     with serving(path) as socket:
         async with hotplugging(sandbox) as stand, Monitor(stand.vm) as monitor:
             for number in (1, 2):  # the same program again, at once
@@ -93,7 +84,7 @@ async def test_a_container_runs_on_a_disk_that_a_program_serves(sandbox: str) ->
 
 @in_event_loop
 async def test_a_socket_on_which_nobody_listens_is_refused(sandbox: str) -> None:
-    path = image(sandbox)
+    path = make_busybox_image(sandbox)
     with serving(path) as socket:
         pass
     async with hotplugging(sandbox) as stand, Monitor(stand.vm) as monitor:

@@ -42,10 +42,12 @@ class Capabilities:
     Attributes:
         devices: kinds of devices that can be hot-plugged, by the type that describes one.
         memory_modes: how a VM that is restored from a snapshot can get its memory; none if it takes no snapshots.
+        can_hold: whether a VM can wait with its boot, so that devices are plugged before.
     """
 
     devices: tuple[type, ...]
     memory_modes: tuple[MemoryMode, ...] = ()
+    can_hold: bool = False
 
 
 class Devices(Protocol):

@@ -41,6 +41,7 @@ def test_a_node_is_known_by_its_number(host: HostDevices) -> None:
     [
         (BRIDGE, False),
         (QemuConfig(hot_plug_vfio=VfioPort.ROOT_PORT), True),
+        (QemuConfig(cold_plug_vfio=VfioPort.ROOT_PORT), True),
         (ClhConfig(hot_plug_vfio=VfioPort.ROOT_PORT), False),
     ],
 )

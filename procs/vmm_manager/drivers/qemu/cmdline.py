@@ -55,6 +55,7 @@ class QemuCommand:
         accelerator: ``kvm`` or ``tcg``.
         qmp_fd: listening socket that QEMU inherits; we may connect before it runs.
         channel: the device by which the host reaches the guest.
+        is_held: whether it waits with the boot until it is told to go on.
     """
 
     sandbox_id: str
@@ -62,6 +63,7 @@ class QemuCommand:
     accelerator: str
     qmp_fd: int
     channel: SerialDevice | VsockDevice
+    is_held: bool = False
 
     def argv(self) -> list[str]:
         """Return the arguments, program first."""
@@ -77,6 +79,8 @@ class QemuCommand:
         yield from ("-cpu", _CPU[self.accelerator])
         yield from ("-nodefaults", "-no-user-config", "-display", "none")
         yield from ("-action", "reboot=shutdown,shutdown=pause,panic=pause")
+        if self.is_held:
+            yield "-S"
         if config.seccompsandbox:
             yield from ("-sandbox", config.seccompsandbox)
         if config.enable_debug:

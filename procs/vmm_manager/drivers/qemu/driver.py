@@ -42,7 +42,7 @@ class QemuDriver:
     """Makes :class:`QemuMachine`; see :class:`procs.vmm_manager.drivers.Driver`."""
 
     name = "qemu"
-    capabilities = Capabilities(devices=tuple(KINDS))
+    capabilities = Capabilities(devices=tuple(KINDS), can_hold=True)
 
     def __init__(self) -> None:
         self._probe = Probe(probe_argv)
@@ -69,7 +69,7 @@ class QemuDriver:
         accelerator = (await self._probe.verdict(config)).accelerator
         directory = paths.vm_dir(record.sandbox_id)
         async with AsyncExitStack() as undo:
-            process, channel = _spawn(record.sandbox_id, config, accelerator, directory)
+            process, channel = _spawn(record, config, accelerator, directory)
             undo.push_async_callback(process.end)
             qmp = Qmp(record.sandbox_id, directory)
             version = await _greet(qmp, process, config)
@@ -104,8 +104,9 @@ class QemuDriver:
         return machine
 
 
-def _spawn(sandbox_id: str, config: QemuConfig, accelerator: str, directory: str) -> tuple[Process, GuestChannel]:
+def _spawn(record: VmRecord, config: QemuConfig, accelerator: str, directory: str) -> tuple[Process, GuestChannel]:
     """Start QEMU; return it and how its guest is reached."""
+    sandbox_id = record.sandbox_id
     with ExitStack() as own:
         listener = own.enter_context(listening(directory, QMP_SOCKET))
         device = choose_device()
@@ -117,6 +118,7 @@ def _spawn(sandbox_id: str, config: QemuConfig, accelerator: str, directory: str
             accelerator=accelerator,
             qmp_fd=listener.fileno(),
             channel=device,
+            is_held=record.is_held,
         ).argv()
         log.get().info("starting QEMU", argv=shlex.join(argv))
         fds = [listener.fileno(), *device.fds]
