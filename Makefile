@@ -39,7 +39,7 @@ SOURCES := $(shell find common guest -name '*.py' 2>/dev/null)
 # pip's script imports a module of regular expressions first.
 launcher = printf '\#!%s/python -I\nimport sys\nfrom procs.shim.cli import main\nsys.exit(main())\n' $(1) > $(or $(2),$(1))/containerd-shim-kata-v2
 
-.PHONY: help setup packages venv image demo test lint type test-unit test-process test-vm test-e2e containerds test-containerd test-upstream test-real-vmm test-soak bench wheel install clean
+.PHONY: help setup packages venv image demo test lint type test-unit test-process test-vm test-e2e containerds test-containerd test-upstream test-vsock test-real-vmm test-soak bench wheel install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -102,6 +102,9 @@ test-e2e: setup ## real containerd, real VMs
 
 test-upstream: setup ## our shim with upstream's agent: AGENT=path of its program
 	@PYKATA_UPSTREAM_AGENT="$(abspath $(AGENT))" $(PYTEST) -q -n 1 tests/upstream
+
+test-vsock: setup ## tests of QEMU's vsock daemon on a real one: DAEMON=path of a vhost-device-vsock
+	@PYKATA_TEST_VSOCK_DAEMON="$(abspath $(DAEMON))" $(PYTEST) -q -n 2 --dist loadfile tests/process/test_vsock_daemon.py tests/e2e/test_vsock_daemon.py
 
 test-real-vmm: setup ## hotplug tests on your Cloud Hypervisor (CH=path) or Firecracker (FC=path, jailer beside it); HOST= if KVM works
 	@$(if $(CH),install -D $(CH) build/real-vmm/cloud-hypervisor)

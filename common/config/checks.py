@@ -100,6 +100,9 @@ def _qemu(section: QemuConfig) -> Iterator[Problem]:
     if not 0 <= section.pcie_root_port <= MAX_ROOT_PORTS:
         hint = f"0 to {MAX_ROOT_PORTS}; `default_bridges` gives 30 slots a bridge"
         yield Problem("pcie_root_port", "is not possible", hint)
+    if section.vhost_user_vsock_daemon and not Path(section.vhost_user_vsock_daemon).is_file():
+        hint = "install a vhost-device-vsock there, or leave the path empty to do without"
+        yield Problem("vhost_user_vsock_daemon", "is not a file", hint)
 
 
 def _vfio(section: GrowingSection) -> Iterator[Problem]:

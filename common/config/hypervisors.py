@@ -153,7 +153,7 @@ class GrowingSection(VirtioFsSection, frozen=True, kw_only=True):
 
 
 class QemuConfig(GrowingSection, frozen=True, kw_only=True, tag="qemu"):
-    """``[hypervisor.qemu]``."""
+    """``[hypervisor.qemu]``. ``vhost_user_vsock_daemon`` is ours: a vhost-device-vsock; empty if there is none."""
 
     path: str = "/usr/bin/qemu-system-x86_64"
     machine_type: str = "q35"
@@ -165,6 +165,7 @@ class QemuConfig(GrowingSection, frozen=True, kw_only=True, tag="qemu"):
     block_device_cache_noflush: bool = False
     seccompsandbox: str = ""
     extra_monitor_socket: ExtraMonitor = ExtraMonitor.NONE
+    vhost_user_vsock_daemon: str = ""
 
     @property
     def has_root_ports_for_vfio(self) -> bool:

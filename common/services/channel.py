@@ -28,9 +28,11 @@ class HybridVsock(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
 
     Attributes:
         socket: the Unix socket.
+        is_late: whether the socket is not there before the guest's driver is, and who comes earlier waits for it.
     """
 
     socket: str
+    is_late: bool = False
 
 
 class KernelVsock(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="vsock"):

@@ -70,6 +70,14 @@ class Qemu(FakeVmm):
         devices = {str(item["name"]) for item in listed if item["name"] != "type"}
         return devices, {Path(node["file"]).name for node in nodes}
 
+    async def looks(self) -> int:
+        """Return how often somebody asked whether the guest has them."""
+        return int(await self.ask("x-looks"))
+
+    async def drive(self) -> None:
+        """Have the guest load its drivers."""
+        await self.ask("x-drive")
+
     async def ask(self, command: str, **arguments: object) -> Any:  # noqa: ANN401 - JSON
         """Run a command on the control socket."""
         return await self._client.execute(command, arguments)

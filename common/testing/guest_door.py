@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from pathlib import Path
 
 from common.channel import AGENT_VSOCK_PORT, HELLO, HELLO_REPLY, NONCE_SIZE, RESERVED_PORTS
+from common.linux import inotify
 from common.services.channel import GuestChannel, HybridVsock, KernelVsock, VirtioSerial
 
 
@@ -15,6 +17,10 @@ async def wait_agent(channel: GuestChannel) -> None:
         case VirtioSerial():
             await _say_hello(channel)
         case HybridVsock():
+            if channel.is_late:
+                path = Path(channel.socket)
+                with inotify.watching(path.parent) as directory:
+                    await directory.wait_for(path.name)
             while not await _accepts(channel):
                 pass
         case KernelVsock():

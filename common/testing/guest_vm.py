@@ -63,7 +63,7 @@ class GuestVm:
         self.share.mkdir()
         self._generation = 0
         self._free_ports = list(range(streams))
-        self.vsock = VsockDevice(self._directory) if has_vsock else None
+        self.vsock = VsockDevice(self.path("vhost-vsock"), self.path("vsock")) if has_vsock else None
         self._command = [*self._qemu(vmlinux, initrd, parameters), *devices]
         self._processes: list[subprocess.Popen[bytes]] = []
 

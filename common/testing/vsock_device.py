@@ -1,7 +1,7 @@
 """A vsock device with a hybrid socket, for a QEMU in a test: what Cloud Hypervisor and Firecracker have built in.
 
 It gives a real guest a real virtio socket device (virtio 1.2, 5.10) where the host's kernel has no vhost-vsock. Plain
-and slow; a thread of the test runs it.
+and slow; a thread of the test runs it, or a process of its own (``vsock_daemon``).
 """
 
 from __future__ import annotations
@@ -71,11 +71,13 @@ class VsockDevice:
         path: where clients of the host connect.
         refused: how many connections the guest has refused.
         next_port: the host port of the next client.
+        takes_early: whether a client that comes before the guest's driver waits for it, and does not end the device.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.vhost_path = directory / "vhost-vsock"
-        self.path = directory / "vsock"
+    def __init__(self, vhost_path: Path, path: Path, *, takes_early: bool = True) -> None:
+        self.vhost_path = vhost_path
+        self.path = path
+        self.takes_early = takes_early
         self.refused = 0
         self.next_port = 1 << 30
         self._selector = selectors.DefaultSelector()
@@ -157,6 +159,9 @@ class VsockDevice:
 
     def _accept_client(self) -> None:
         client, _ = self._listeners[1].accept()
+        if not self.takes_early and not (self._back_end and all(ring.is_ready for ring in self._back_end.rings)):
+            client.close()
+            raise RuntimeError("a client came before the guest was ready")
         client.setblocking(False)
         self._connections[self.next_port] = _Connection(client, self.next_port)
         self.next_port += 1

@@ -5,6 +5,8 @@ in the host's kernel. Our agent listens before it loads that driver, so this wai
 that has the driver built in may listen later: then the guest refuses, and nothing tells when it will not, so we ask
 again after a moment.
 
+A socket that is there only when the guest has its driver (``is_late``) is waited for first.
+
 *Hybrid vsock.* The answer ``OK`` comes from the VMM when the guest has accepted; a closed connection is a refusal.
 
 *Kernel vsock.* connect(2) fails with ENODEV when no VM has the address (net/vmw_vsock/af_vsock.c,
@@ -18,10 +20,12 @@ import errno
 import random
 import socket
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.channel import AGENT_VSOCK_PORT, RESERVED_PORTS, STREAM_NUMBER, STREAM_VSOCK_PORT, stream_number
 from common.errors import ExhaustedError, GuestError, UnavailableError
+from common.linux import inotify
 from common.services.channel import HybridVsock, KernelVsock
 from procs.shim import unix
 from procs.shim.ports import PortUse
@@ -45,6 +49,7 @@ class VsockChannel:
     """See :class:`procs.shim.channel.Channel`."""
 
     def __init__(self, where: HybridVsock | KernelVsock) -> None:
+        self._where = where
         self._dial = _dialler(where)
         self.ports = StreamConnections(self._dial)
 
@@ -54,6 +59,8 @@ class VsockChannel:
         Raises:
             UnavailableError: the VM is gone.
         """
+        if isinstance(self._where, HybridVsock) and self._where.is_late:
+            await _appears(Path(self._where.socket))
         while True:
             try:
                 return await self._dial(AGENT_VSOCK_PORT)
@@ -105,6 +112,19 @@ class StreamConnections:
         except (ConnectionError, TimeoutError) as err:
             raise GuestError(f"the guest's agent took no stream connection on vsock port {STREAM_VSOCK_PORT}") from err
         return PortUse(number, sock, group)
+
+
+async def _appears(socket_path: Path) -> None:
+    """Wait until there is a socket.
+
+    Raises:
+        UnavailableError: the VM is gone, or the host does not tell.
+    """
+    try:
+        with inotify.watching(socket_path.parent) as directory:
+            await directory.wait_for(socket_path.name)
+    except OSError as err:
+        raise UnavailableError(f"cannot wait for {socket_path}: {err.strerror}") from err
 
 
 async def _introduce(sock: socket.socket, number: bytes) -> None:

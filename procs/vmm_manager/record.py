@@ -61,6 +61,7 @@ class VmRecord(msgspec.Struct, kw_only=True):
         device_manager: bus name of the shard of the device manager that it belongs to, for life.
         vm: what callers are told, or None while it is being started.
         next_device: number of the next device; only ever grows, so that no id is used twice in one VM.
+        vsock_daemon: the process by which the guest is reached, if it is one.
         devices: by our name for each, which is the hypervisor's id where we choose that.
     """
 
@@ -71,6 +72,7 @@ class VmRecord(msgspec.Struct, kw_only=True):
     device_manager: str = shards.FIRST
     vm: Vm | None = None
     next_device: int = 1
+    vsock_daemon: ProcessIdentity | None = None
     devices: dict[str, DeviceRecord] = {}
 
     def enter(self, request: AddDevice, prefix: str) -> str:

@@ -80,6 +80,7 @@ def test_unused_keys_are_named_not_refused(tmp_path: Path, qemu_section: dict[st
             "cold_plug_vfio = 'bridge-port' with hot_plug_vfio = 'bridge-port' says it twice",
         ),
         ({"hot_plug_vfio": "root-port"}, "hot_plug_vfio = 'root-port' needs a root port"),
+        ({"vhost_user_vsock_daemon": "/nowhere/v"}, "vhost_user_vsock_daemon = '/nowhere/v' is not a file"),
     ],
 )
 def test_a_bad_value_is_named_with_file_key_and_value(

@@ -11,11 +11,13 @@ from common.testing.fake_qemu.machine import buses_of
 from common.testing.fake_qemu.monitor import Monitor
 
 CONTROL_SOCKET = "control"
+UNDRIVEN = "--undriven"
+"""An argument: the guest has no driver for its vsock device until it is told (``x-drive``)."""
 
 
 async def serve(argv: list[str]) -> None:
     """Answer for ever, on the monitor and on the control socket."""
-    monitor = Monitor(buses_of(argv))
+    monitor = Monitor(buses_of(argv), is_driven=UNDRIVEN not in argv)
     found = re.search(r"socket,id=qmp,fd=(\d+)", " ".join(argv))
     if found is None:
         raise SystemExit("no monitor: -chardev socket,id=qmp,fd=N is missing")

@@ -67,12 +67,16 @@ class Machine:
         tell: takes the events.
         lets_go: whether its guest lets devices go by itself.
         runstate: ``running`` or ``paused``.
+        is_driven: whether its guest has a driver for the devices that it was started with.
+        looks: how often somebody wanted to know.
     """
 
     buses: dict[str, str]
     tell: Callable[[str, dict[str, Any]], None]
     lets_go: bool = True
     runstate: str = "running"
+    is_driven: bool = True
+    looks: int = 0
     nodes: dict[str, Node] = field(default_factory=dict)
     netdevs: set[str] = field(default_factory=set)
     objects: dict[str, str] = field(default_factory=dict)
@@ -199,6 +203,18 @@ class Machine:
         self._require_host(device)
         self._require_unlocked(name, device)
         self.devices[name] = device
+
+    def virtio_status(self, arguments: dict[str, Any]) -> dict[str, object]:
+        """Answer ``x-query-virtio-status`` of a device whose back end is another process."""
+        path = str(arguments["path"])
+        if not path.startswith(PERIPHERALS):
+            raise RefusalError(f"Path {path} is not a VirtIODevice")
+        self.looks += 1
+        return {"vhost-started": self.is_driven}
+
+    def drive(self, _: dict[str, Any]) -> None:
+        """Have the guest load its drivers."""
+        self.is_driven = True
 
     def device_del(self, arguments: dict[str, Any]) -> None:
         """Ask the guest to let a device go; a SCSI device goes at once."""

@@ -24,8 +24,8 @@ GUEST_TAKES_S = 0.02
 class Monitor:
     """Speaks for one machine to whoever connects."""
 
-    def __init__(self, buses: dict[str, str]) -> None:
-        self._machine = Machine(buses, self._tell)
+    def __init__(self, buses: dict[str, str], *, is_driven: bool) -> None:
+        self._machine = Machine(buses, self._tell, is_driven=is_driven)
         self._writers: set[asyncio.StreamWriter] = set()
         self._demands = Demands()
         self._held: list[Callable[[], None]] = []
@@ -51,6 +51,9 @@ class Monitor:
             "human-monitor-command": self._machine.info_network,
             "device_add": self._machine.device_add,
             "device_del": self._device_del,
+            "x-query-virtio-status": self._machine.virtio_status,
+            "x-looks": lambda _: self._machine.looks,
+            "x-drive": self._machine.drive,
             "x-misbehave": self._misbehave,
             "x-release": self._release,
             "x-guest": self._guest,

@@ -99,16 +99,22 @@ class Daemons:
 
     async def _wait(self, name: str, daemon: Process) -> None:
         """Wait for the end of a virtiofsd, and end the VM if its device is still in use."""
-        await daemon.wait()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_COMMON_END_S):  # a sandbox's processes are killed together
-                await self._vmm.wait()
-        if self._daemons.pop(name, None) is not None and self._vmm.is_running:
+        is_missed = await ends_before(daemon, self._vmm)
+        if self._daemons.pop(name, None) is not None and is_missed:
             self._end_vm(name, daemon.output.tail())
 
     def _end_vm(self, name: str, said: str) -> None:
         log.get().error("virtiofsd died, ending its VM", sandbox=self._record.sandbox_id, device=name, said=said)
         self._vmm.kill()
+
+
+async def ends_before(daemon: Process, vmm: Process) -> bool:
+    """Wait for the end of a daemon; return whether its VM lives on: a sandbox's processes are killed together."""
+    await daemon.wait()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_COMMON_END_S):
+            await vmm.wait()
+    return vmm.is_running
 
 
 def _log_name(name: str) -> str:

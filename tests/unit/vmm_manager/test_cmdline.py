@@ -11,7 +11,7 @@ from common.channel import STREAM_PORTS
 from common.config import ExtraMonitor, QemuConfig
 from procs.vmm_manager.drivers import virtiofsd
 from procs.vmm_manager.drivers.qemu import cmdline
-from procs.vmm_manager.drivers.qemu.channel import SerialDevice, VsockDevice, choose_device
+from procs.vmm_manager.drivers.qemu.channel import DaemonDevice, Device, SerialDevice, VsockDevice, choose_device
 from procs.vmm_manager.drivers.qemu.topology import Topology
 
 if TYPE_CHECKING:
@@ -22,9 +22,7 @@ def argv(sandbox_id: str = "s1", accelerator: str = "tcg", **config: object) -> 
     return command(SerialDevice(), sandbox_id, accelerator, **config)
 
 
-def command(
-    channel: SerialDevice | VsockDevice, sandbox_id: str = "s1", accelerator: str = "tcg", **config: object
-) -> list[str]:
+def command(channel: Device, sandbox_id: str = "s1", accelerator: str = "tcg", **config: object) -> list[str]:
     used = QemuConfig(kernel="/k", initrd="/i", **config)  # type: ignore[arg-type]
     return cmdline.QemuCommand(
         sandbox_id=sandbox_id, config=used, accelerator=accelerator, qmp_fd=7, channel=channel
@@ -75,6 +73,15 @@ def test_a_guest_with_vsock_has_no_ports_and_listens_to_root_alone() -> None:
     ]
     assert not [device for device in devices if "serial" in device]
     assert values(arguments, "-append")[0].endswith(" agent.vsock_reserved agent.log=info")
+
+
+def test_a_daemon_is_met_on_a_connection_that_is_made_already() -> None:
+    arguments = command(DaemonDevice((9,), None))
+    assert "socket,id=vsock,fd=9" in values(arguments, "-chardev")
+    devices = values(arguments, "-device")
+    assert "vhost-user-vsock-pci,id=vsock,bus=pcie.0,addr=0x3,chardev=vsock" in devices
+    assert not [device for device in devices if "serial" in device]
+    assert "agent.vsock_reserved" not in values(arguments, "-append")[0], "nobody but root can connect anyway"
 
 
 def test_a_host_without_vsock_gets_ports(tmp_path: Path) -> None:

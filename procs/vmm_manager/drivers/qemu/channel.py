@@ -1,4 +1,7 @@
-"""The device by which the host reaches the guest: vsock where the host's kernel has it, else virtio-serial.
+"""The device by which the host reaches the guest, as configuration and host have it.
+
+Hybrid vsock if the configuration names a daemon for it (``vsock_daemon``), else vsock of the host's kernel where that
+has it, else virtio-serial (docs/adr/0034-a-daemon-for-vsock.md).
 
 *Addresses.* A guest's vsock address (CID) belongs to one VM of the host. We draw one at random, as upstream does, and
 have the kernel keep it for us on a descriptor of /dev/vhost-vsock, which QEMU then inherits. The kernel refuses one
@@ -21,10 +24,14 @@ from typing import TYPE_CHECKING
 
 from common import log
 from common.channel import AGENT_PORT, RESERVED_PARAMETER, STREAM_PORT, STREAM_PORTS
-from common.services.channel import KernelVsock, VirtioSerial
+from common.services.channel import HybridVsock, KernelVsock, VirtioSerial
+from procs.vmm_manager.drivers.qemu import vsock_daemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from common.config import QemuConfig
+    from procs.vmm_manager.drivers.spawn import Process
 
 AGENT_SOCKET = "agent"
 VHOST_VSOCK = "/dev/vhost-vsock"
@@ -42,6 +49,7 @@ class SerialDevice:
     """Ports of a virtio console, with a Unix socket each in QEMU's working directory."""
 
     fds: tuple[int, ...] = ()
+    daemon: Process | None = None
     kernel_parameters: str = ""
 
     def where(self, directory: str) -> VirtioSerial:
@@ -71,6 +79,7 @@ class VsockDevice:
 
     cid: int
     fds: tuple[int]
+    daemon: Process | None = None
     kernel_parameters: str = RESERVED_PARAMETER
 
     def where(self, _directory: str) -> KernelVsock:
@@ -82,8 +91,48 @@ class VsockDevice:
         yield from ("-device", f"vhost-vsock-pci,id=vsock,{_SLOT},guest-cid={self.cid},vhostfd={self.fds[0]}")
 
 
+@dataclass(frozen=True, slots=True)
+class DaemonDevice:
+    """A vsock device that a daemon serves. We hold the connection to it until QEMU has inherited it.
+
+    Attributes:
+        fds: the connection, on which QEMU speaks vhost-user.
+        daemon: its process.
+    """
+
+    fds: tuple[int]
+    daemon: Process | None
+    kernel_parameters: str = ""
+
+    def where(self, directory: str) -> HybridVsock:
+        """Return what callers are told."""
+        return HybridVsock(socket=f"{directory}/{vsock_daemon.SOCKET}", is_late=True)
+
+    def arguments(self) -> Iterator[str]:
+        """Yield QEMU's arguments."""
+        yield from ("-chardev", f"socket,id=vsock,fd={self.fds[0]}")
+        yield from ("-device", f"vhost-user-vsock-pci,id={vsock_daemon.DEVICE_ID},{_SLOT},chardev=vsock")
+
+
+Device = SerialDevice | VsockDevice | DaemonDevice
+
+
+async def make_device(config: QemuConfig, *, directory: str, cgroup: str) -> Device:
+    """Return the device of a VM that is about to be started. The caller closes its ``fds`` and ends its ``daemon``.
+
+    Raises:
+        HypervisorError: the configured daemon does not do its work.
+    """
+    path = config.vhost_user_vsock_daemon
+    if not path:
+        return choose_device()
+    daemon, connection = await vsock_daemon.start(path, directory=directory, cgroup=cgroup)
+    log.get().info("channel of the VM", device="vhost-user-vsock", daemon=path)
+    return DaemonDevice((connection.detach(),), daemon)
+
+
 def choose_device(path: str = VHOST_VSOCK) -> SerialDevice | VsockDevice:
-    """Return a vsock device where the host has it, else a virtio-serial one. The caller closes its ``fds``."""
+    """Return a device that needs no daemon: vsock where the host's kernel has it, else virtio-serial."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as err:

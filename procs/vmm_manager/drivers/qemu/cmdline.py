@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from common.config import QemuConfig
-    from procs.vmm_manager.drivers.qemu.channel import SerialDevice, VsockDevice
+    from procs.vmm_manager.drivers.qemu.channel import Device
 
 QMP_SOCKET = "qmp"
 EXTRA_MONITOR_SOCKET = "extra-monitor.sock"
@@ -62,7 +62,7 @@ class QemuCommand:
     config: QemuConfig
     accelerator: str
     qmp_fd: int
-    channel: SerialDevice | VsockDevice
+    channel: Device
     is_held: bool = False
 
     def argv(self) -> list[str]:

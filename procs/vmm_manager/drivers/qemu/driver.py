@@ -15,7 +15,8 @@ from common.linux import cgroup
 from common.services.vmm import Vm
 from procs.vmm_manager.drivers import Capabilities
 from procs.vmm_manager.drivers.probe import Probe
-from procs.vmm_manager.drivers.qemu.channel import choose_device
+from procs.vmm_manager.drivers.qemu import vsock_daemon
+from procs.vmm_manager.drivers.qemu.channel import make_device
 from procs.vmm_manager.drivers.qemu.cmdline import QMP_SOCKET, QemuCommand, probe_argv
 from procs.vmm_manager.drivers.qemu.kinds import KINDS
 from procs.vmm_manager.drivers.qemu.machine import QemuMachine
@@ -26,9 +27,9 @@ from procs.vmm_manager.drivers.spawn import Process, listening
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from common.services.channel import GuestChannel
     from common.workers import Workers
     from procs.vmm_manager.drivers import Restoring
+    from procs.vmm_manager.drivers.qemu.channel import Device
     from procs.vmm_manager.record import VmRecord
 
 _LOG = "qemu.log"
@@ -69,7 +70,11 @@ class QemuDriver:
         accelerator = (await self._probe.verdict(config)).accelerator
         directory = paths.vm_dir(record.sandbox_id)
         async with AsyncExitStack() as undo:
-            process, channel = _spawn(record, config, accelerator, directory)
+            device = await make_device(config, directory=directory, cgroup=cgroup.path(record.sandbox_id))
+            if device.daemon is not None:
+                undo.push_async_callback(device.daemon.end)
+                record.vsock_daemon = device.daemon.identity
+            process = _spawn(record, config, accelerator, directory, device)
             undo.push_async_callback(process.end)
             qmp = Qmp(record.sandbox_id, directory)
             version = await _greet(qmp, process, config)
@@ -79,7 +84,7 @@ class QemuDriver:
                 version=version,
                 accelerator=accelerator,
                 process=process.identity,
-                channel=channel,
+                channel=device.where(directory),
                 console_log=f"{directory}/console.log",
                 hotplug_buses=Topology(config).buses,
                 device_manager=record.device_manager,
@@ -88,6 +93,8 @@ class QemuDriver:
             undo.pop_all()
         machine = QemuMachine(record, record.vm, config, process, qmp, workers, on_removed)
         machine.watch()
+        if device.daemon is not None:
+            vsock_daemon.watch(device.daemon, process, qmp, record.sandbox_id, workers)
         return machine
 
     async def adopt(self, record: VmRecord, workers: Workers, on_removed: Callable[[str], None]) -> QemuMachine | None:
@@ -101,17 +108,17 @@ class QemuDriver:
         qmp = Qmp(record.sandbox_id, directory)
         machine = QemuMachine(record, record.vm, record.config, process, qmp, workers, on_removed)
         await machine.take_over()
+        vsock_daemon.adopt(record, process, qmp, workers)
         return machine
 
 
-def _spawn(record: VmRecord, config: QemuConfig, accelerator: str, directory: str) -> tuple[Process, GuestChannel]:
-    """Start QEMU; return it and how its guest is reached."""
+def _spawn(record: VmRecord, config: QemuConfig, accelerator: str, directory: str, device: Device) -> Process:
+    """Start QEMU, which inherits what its device has open."""
     sandbox_id = record.sandbox_id
     with ExitStack() as own:
-        listener = own.enter_context(listening(directory, QMP_SOCKET))
-        device = choose_device()
         for fd in device.fds:
             own.callback(os.close, fd)
+        listener = own.enter_context(listening(directory, QMP_SOCKET))
         argv = QemuCommand(
             sandbox_id=sandbox_id,
             config=config,
@@ -122,8 +129,7 @@ def _spawn(record: VmRecord, config: QemuConfig, accelerator: str, directory: st
         ).argv()
         log.get().info("starting QEMU", argv=shlex.join(argv))
         fds = [listener.fileno(), *device.fds]
-        process = Process.start(argv, cgroup=cgroup.path(sandbox_id), directory=directory, log=_LOG, fds=fds)
-        return process, device.where(directory)
+        return Process.start(argv, cgroup=cgroup.path(sandbox_id), directory=directory, log=_LOG, fds=fds)
 
 
 async def _greet(qmp: Qmp, process: Process, config: QemuConfig) -> str:

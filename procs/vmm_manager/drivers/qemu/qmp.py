@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate, StateError
 
-from common.errors import DeadlineError, HypervisorError, NotFoundError
+from common.errors import DeadlineError, HypervisorError, KataError, NotFoundError, UnsupportedError
 from procs.vmm_manager.drivers.qemu.cmdline import QMP_SOCKET
 from procs.vmm_manager.drivers.spawn import connect
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 COMMAND_TIMEOUT_S = 10.0
 """How long a running QEMU may take to answer."""
+
+_KINDS: dict[str, type[KataError]] = {"DeviceNotFound": NotFoundError, "CommandNotFound": UnsupportedError}
+"""What the classes of QEMU's errors mean, those that have not become ``GenericError`` (qapi/error.json)."""
 
 
 class Qmp:
@@ -57,6 +60,7 @@ class Qmp:
 
         Raises:
             NotFoundError: QEMU knows no such device.
+            UnsupportedError: it knows no such command.
             HypervisorError: QEMU refused, with its own words, or went away.
             DeadlineError: no answer; whether it took effect must be asked.
         """
@@ -66,7 +70,7 @@ class Qmp:
         except TimeoutError as err:
             raise DeadlineError(f"QEMU did not answer {command} within {COMMAND_TIMEOUT_S:g} s") from err
         except ExecuteError as err:
-            kind = NotFoundError if err.error_class == "DeviceNotFound" else HypervisorError
+            kind = _KINDS.get(err.error_class, HypervisorError)
             raise kind(f"QEMU refused {command}: {err}") from err
         except (ExecInterruptedError, StateError) as err:
             raise HypervisorError(f"QEMU went away before it answered {command}") from err
