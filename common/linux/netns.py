@@ -81,7 +81,7 @@ def open_tap(namespace: str, name: str) -> int:
     Raises:
         OSError: there is no such namespace; the interface is no tap, or in use (EBUSY).
     """
-    return _within(namespace, lambda: _attached("/dev/net/tun", name))
+    return within(namespace, lambda: attached("/dev/net/tun", name))
 
 
 def open_macvtap(namespace: str, name: str) -> int:
@@ -107,13 +107,17 @@ def open_macvtap(namespace: str, name: str) -> int:
         mounts.mount("tmpfs", _NODES, "tmpfs")
         node = f"{_NODES}/tap"
         os.mknod(node, stat.S_IFCHR | 0o600, os.makedev(int(number[0]), int(number[1])))
-        return _attached(node, name)
+        return attached(node, name)
 
-    return _within(namespace, opened)
+    return within(namespace, opened)
 
 
-def _attached(node: str, name: str) -> int:
-    """Open a character device and attach it to an interface, for packets with virtio's header before them."""
+def attached(node: str, name: str) -> int:
+    """Open a character device and attach it to an interface, for packets with virtio's header before them.
+
+    Raises:
+        OSError: it cannot be attached.
+    """
     fd = os.open(node, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR))
@@ -123,8 +127,12 @@ def _attached(node: str, name: str) -> int:
     return fd
 
 
-def _within(namespace: str, work: Callable[[], T]) -> T:
-    """Do something in a network namespace, in a thread that is not used for anything else."""
+def within(namespace: str, work: Callable[[], T]) -> T:
+    """Do something in a network namespace, in a thread that is not used for anything else.
+
+    Raises:
+        OSError: there is no such namespace, or the work fails.
+    """
     outcome: list[T] = []
     failure: list[OSError] = []
 

@@ -25,6 +25,7 @@ class BusKind(StrEnum):
     CPU = "cpu"
     MEMORY = "memory"
     MMIO_READ_ONLY = "mmio-read-only"
+    MMIO_NETWORK = "mmio-network"
 
 
 class ShareSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="share"):
@@ -245,6 +246,11 @@ class MemorySpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     def mode(self) -> str:
         """How it is attached, in words that tell any two ways apart."""
         return f"with {self.size_mib} MiB"
+
+
+def bus_kinds(spec: DeviceSpec) -> tuple[BusKind, ...]:
+    """Return the kinds of buses that a device fits into; a VM has one of them at most."""
+    return (spec.bus_kind, BusKind.MMIO_NETWORK) if isinstance(spec, NetworkSpec) else (spec.bus_kind,)
 
 
 DeviceSpec = ShareSpec | BlockSpec | PmemSpec | VhostUserDiskSpec | VfioSpec | NetworkSpec | CpuSpec | MemorySpec

@@ -53,6 +53,7 @@ _BUSES = {
     ("firecracker", vmm.BusKind.PCI): "pci",
     ("firecracker", vmm.BusKind.MMIO): "placeholders",
     ("firecracker", vmm.BusKind.MMIO_READ_ONLY): "read-only-placeholders",
+    ("firecracker", vmm.BusKind.MMIO_NETWORK): "interfaces",
 }
 _TIMEOUT_S = 60.0
 _SNAPSHOT_TIMEOUT_S = 300.0

@@ -14,6 +14,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from common.errors import ExhaustedError, UnsupportedError
+from common.services.vmm import bus_kinds
 from procs.device_manager.states import LEAVING, State
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def free_place(request: Attach, devices: Iterable[Device], freed: dict[Place, fl
         UnsupportedError: the VM has no bus of that kind.
         ExhaustedError: every slot is taken; the message says by what.
     """
-    kind = request.spec.bus_kind
-    places = [(bus.name, slot) for bus in request.buses if bus.kind == kind for slot in range(bus.slots)]
+    kind, kinds = request.spec.bus_kind, bus_kinds(request.spec)
+    places = [(bus.name, slot) for bus in request.buses if bus.kind in kinds for slot in range(bus.slots)]
     if not places:
         raise UnsupportedError(f"the VM of sandbox {request.sandbox_id} has no hotplug bus for {kind} devices")
     taken = {(device.bus, device.slot): device for device in devices}

@@ -11,11 +11,19 @@ import json
 import os
 import socket
 import stat
+import struct
 from dataclasses import dataclass, field
+from fcntl import ioctl
 from pathlib import Path
 from typing import Any
 
 from common.testing.fake_firecracker.guest import Guest
+
+# <linux/if_tun.h>
+_TUNSETIFF = 0x4004_54CA
+_TAP_FLAGS = 0x0002 | 0x1000 | 0x4000
+"""``IFF_TAP``, ``IFF_NO_PI`` and ``IFF_VNET_HDR`` (src/vmm/src/devices/virtio/net/tap.rs)."""
+_IFREQ = struct.Struct("16sH22x")
 
 _MEMORY = "what the guest had in its memory"
 _SLOTS = 32
@@ -53,6 +61,15 @@ class Drive:
 
 
 @dataclass
+class Nic:
+    """A network device, and the tap that it has open."""
+
+    body: dict[str, Any]
+    tap: int
+    slot: int
+
+
+@dataclass
 class Machine:
     """A machine as it was started.
 
@@ -71,6 +88,7 @@ class Machine:
     is_paused: bool = False
     memory: str = ""
     drives: dict[str, Drive] = field(default_factory=dict)
+    nics: dict[str, Nic] = field(default_factory=dict)
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     guest: Guest = field(default_factory=Guest)
     vsock: socket.socket | None = None
@@ -85,7 +103,8 @@ class Machine:
         """Answer ``GET /vm/config``, as far as it is looked at."""
         drives = [{**drive.body, "path_on_host": drive.path} for drive in self.drives.values()]
         names = ("boot-source", "machine-config", "vsock", "entropy")
-        return {"drives": drives, **{name: self.settings.get(name) for name in names}}
+        nics = [nic.body for nic in self.nics.values()]
+        return {"drives": drives, "network-interfaces": nics, **{name: self.settings.get(name) for name in names}}
 
     def set(self, name: str, body: dict[str, Any]) -> None:
         """Take a part of the configuration."""
@@ -109,7 +128,7 @@ class Machine:
         with kernel.open("rb") as file:
             if file.read(len(_ELF)) != _ELF:
                 raise RefusalError("Start microvm error: Cannot load kernel: Invalid Elf magic number")
-        if len(self.drives) + 2 > self._most_devices():
+        if len(self.drives) + len(self.nics) + 2 > self._most_devices():
             raise RefusalError("Start microvm error: Could not attach device: MMIO transport error: no GSI is left")
         self.is_started = True
         print("Linux version 6.1 (fake)", flush=True)  # noqa: T201 - the guest's console
@@ -194,9 +213,55 @@ class Machine:
         os.close(gone.file)
         self.guest.lose(gone.slot)
 
+    def put_nic(self, name: str, body: dict[str, Any]) -> None:
+        """Add a network device: to the configuration, or to the running VM."""
+        if body.get("iface_id") != name:
+            raise RefusalError(
+                f"The id from the path [{name}] does not match the id from the body [{body['iface_id']}]!"
+            )
+        if self.is_started:
+            self._require_hotplug(_AFTER_START)
+            if name in self.nics:
+                raise RefusalError("Device ID in use")
+        mac = str(body.get("guest_mac"))
+        if any(nic.body.get("guest_mac") == mac for other, nic in self.nics.items() if other != name):
+            raise RefusalError(f"Network config error: The MAC address is already in use: {mac}")
+        tap = self._open_tap(str(body["host_dev_name"]))
+        if name in self.nics:
+            os.close(self.nics[name].tap)
+        self.nics[name] = Nic(body, tap, self._free_slot() if self.has_pci else 0)
+
+    def delete_nic(self, name: str, _: dict[str, Any]) -> None:
+        """Take a network device away, whatever the guest does with it."""
+        if not self.is_started:
+            raise RefusalError(_BEFORE_START)
+        self._require_hotplug(f"Invalid request method and/or path: DELETE network-interfaces/{name}.")
+        if name not in self.nics:
+            raise RefusalError("Device not found")
+        gone = self.nics.pop(name)
+        os.close(gone.tap)
+        self.guest.lose(gone.slot)
+
+    def _open_tap(self, name: str) -> int:
+        """Open a tap by its name, in the network namespace that this process is in."""
+        tap = os.open(self._path("/dev/net/tun"), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if name not in {found for _, found in socket.if_nameindex()}:
+                raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))  # to make one takes CAP_NET_ADMIN
+            ioctl(tap, _TUNSETIFF, _IFREQ.pack(name.encode(), _TAP_FLAGS))
+        except OSError as err:
+            os.close(tap)
+            raise RefusalError(
+                "Network config error: Could not create the network device: Open tap device failed: Error while "
+                f"creating ifreq structure: {err.strerror} (os error {err.errno}). Invalid TUN/TAP Backend provided by "
+                f"{name}. Check our documentation on setting up the network devices."
+            ) from err
+        return tap
+
     def slots(self) -> dict[int, str]:
-        """Return the file behind the device of each PCI slot."""
-        return {drive.slot: drive.path for drive in self.drives.values()}
+        """Return what is behind the device of each PCI slot: a file, or a tap."""
+        disks = {drive.slot: drive.path for drive in self.drives.values()}
+        return disks | {nic.slot: str(nic.body["host_dev_name"]) for nic in self.nics.values()}
 
     def seen(self) -> dict[str, str | None]:
         """Return what the guest sees."""
@@ -204,10 +269,10 @@ class Machine:
             return {str(slot): file for slot, file in self.guest.sees.items()}
         return {drive_id: drive.path for drive_id, drive in self.drives.items()}
 
-    def disks(self) -> tuple[list[str], list[str]]:
-        """Return the disks by the names of their files in the jail, and the host's files behind them."""
+    def devices(self) -> tuple[list[str], list[str]]:
+        """Return disks by the names of their files in the jail and network devices by id, and the host's files."""
         disks = [drive for drive in self.drives.values() if drive.path.startswith("disk_")]
-        return [drive.path for drive in disks], [drive.backing() for drive in disks]
+        return [*(drive.path for drive in disks), *self.nics], [drive.backing() for drive in disks]
 
     def _require_before_start(self) -> None:
         if self.is_started:
@@ -228,7 +293,7 @@ class Machine:
     def _free_slot(self) -> int:
         """Return the lowest free slot; bridge, vsock and entropy have the first ones of a VM that has started."""
         first = 1 + (len({"vsock", "entropy"} & self.settings.keys()) if self.is_started else 0)
-        taken = {drive.slot for drive in self.drives.values()}
+        taken = set(self.slots())
         free = [slot for slot in range(first, _SLOTS) if slot not in taken]
         if not free:
             raise RefusalError(_NO_SLOT)

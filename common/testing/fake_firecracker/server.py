@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CONTROL_SOCKET = "control"
+_NAMED = frozenset({"drives", "network-interfaces"})
+"""Kinds of resources of which there are several, each with an id."""
 _MAX_BODY = 51200
 
 
@@ -61,6 +63,8 @@ class Server:
             ("PUT", "drives"): machine.put_drive,
             ("PATCH", "drives"): machine.patch_drive,
             ("DELETE", "drives"): machine.delete_drive,
+            ("PUT", "network-interfaces"): machine.put_nic,
+            ("DELETE", "network-interfaces"): machine.delete_nic,
         }
         self._orders: dict[str, Callable[..., object]] = {
             "misbehave": self._demands.add,
@@ -72,7 +76,8 @@ class Server:
             "log": log,
             "guest": machine.seen,
             "memory": lambda: machine.memory,
-            "has": machine.disks,
+            "config": machine.config,
+            "has": machine.devices,
             "transcript": lambda: self._transcript,
         }
 
@@ -119,7 +124,7 @@ class Server:
         handle = self._routes.get((request.method, kind))
         if handle is None:
             raise RefusalError(f"Invalid request method and/or path: {request.method} {kind}.")
-        name = _checked(rest) if kind == "drives" else rest if kind == "snapshot" else kind
+        name = _checked(rest) if kind in _NAMED else rest if kind == "snapshot" else kind
         return handle(name, request.body)
 
     def _answer(self, writer: asyncio.StreamWriter, status: int, body: dict[str, Any] | None) -> None:

@@ -1,6 +1,7 @@
-"""Firecracker: jailed, hybrid vsock, disks by its REST API.
+"""Firecracker: jailed, hybrid vsock, disks and network devices by its REST API.
 
-``driver`` makes machines; ``machine`` is one VM, ``drives`` the disks that come and go while it runs: on PCI, or in
-place of placeholders. Below them: ``boot`` says how a VM is configured, ``api`` how Firecracker is spoken to, ``jail``
-what it sees of the host, ``metrics`` what it counts, ``versions`` what a version can do.
+``driver`` makes machines; ``machine`` is one VM, ``devices`` what comes and goes while it runs, ``kinds`` which
+kinds there are, ``places`` where it goes: on PCI, or disks in place of placeholders. Below them: ``boot`` says how a VM
+is configured, ``api`` how Firecracker is spoken to, ``jail`` what it sees of the host, ``metrics`` what it counts,
+``versions`` what a version can do.
 """

@@ -1,4 +1,4 @@
-"""How a VM is configured before it starts. Pure: a configuration in, requests out.
+"""How a VM is configured before it starts, a configuration in and requests out, and its start.
 
 Paths are relative to Firecracker's working directory, which is the jail's root: the same with a jailer and without.
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from common.config import FirecrackerConfig
+    from procs.vmm_manager.drivers.firecracker.api import Api
 
 KERNEL, INITRD = "kernel", "initrd"
 PLACEHOLDER = "placeholder"
@@ -29,6 +30,8 @@ GUEST_CID = 3
 """The first that a guest can have (vsock(7)); Firecracker does not look at it."""
 
 _RESET = "reboot=k"
+_TIMEOUT_S = 30.0
+"""How long Firecracker may read kernel and initrd, on a host that is loaded beyond reason."""
 
 
 class Request(NamedTuple):
@@ -53,6 +56,15 @@ def requests(config: FirecrackerConfig) -> Iterator[Request]:
     yield Request("/entropy", {})
     for number, is_read_only in enumerate(placeholders(config)):
         yield Request(f"/drives/{drive(number)}", drive_body(drive(number), PLACEHOLDER, is_read_only=is_read_only))
+
+
+async def start(api: Api) -> None:
+    """Have a VM that is configured boot.
+
+    Raises:
+        KataError: Firecracker refused, or did not answer.
+    """
+    await api.put("/actions", {"action_type": "InstanceStart"}, timeout_s=_TIMEOUT_S)
 
 
 def placeholders(config: FirecrackerConfig) -> list[bool]:

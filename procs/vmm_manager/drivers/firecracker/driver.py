@@ -18,7 +18,7 @@ from common.config import FirecrackerConfig
 from common.errors import DeadlineError, HypervisorError, UnavailableError, UnsupportedError
 from common.linux import cgroup, inotify
 from common.services.channel import HybridVsock
-from common.services.vmm import BlockSpec, MemoryMode, Vm
+from common.services.vmm import BlockSpec, MemoryMode, NetworkSpec, Vm
 from procs.vmm_manager.drivers import Capabilities, console
 from procs.vmm_manager.drivers.console import Console
 from procs.vmm_manager.drivers.firecracker import boot, places, snapshots, versions
@@ -41,8 +41,6 @@ _OUTPUT = "firecracker.log"
 """What the jailer prints, and Firecracker beside its log."""
 _START_TIMEOUT_S = 30.0
 """How long it may take until Firecracker's socket is there: the jailer copies the program first."""
-_BOOT_TIMEOUT_S = 30.0
-"""How long Firecracker may read kernel and initrd, on a host that is loaded beyond reason."""
 _VERSION_TIMEOUT_S = 10.0
 _LAST_WORDS_S = 1.0
 _LISTENS_SOON_S = 0.001
@@ -53,7 +51,7 @@ class FirecrackerDriver:
     """Makes :class:`FirecrackerMachine`; see :class:`procs.vmm_manager.drivers.Driver`."""
 
     name = "firecracker"
-    capabilities = Capabilities(devices=(BlockSpec,), memory_modes=(MemoryMode.ON_DEMAND,))
+    capabilities = Capabilities(devices=(BlockSpec, NetworkSpec), memory_modes=(MemoryMode.ON_DEMAND,), can_hold=True)
 
     def __init__(self) -> None:
         self._probe = Probe(_probe_argv)
@@ -79,6 +77,10 @@ class FirecrackerDriver:
         config = record.config
         assert isinstance(config, FirecrackerConfig)
         features = await self._require(config)
+        if record.is_held and boot.is_on_pci(config):
+            raise UnsupportedError(
+                "a VM of Firecracker on PCI does not wait with its boot", hint="plug devices while the guest runs"
+            )
         if restoring is not None and restoring.snapshot.version != features.version:
             raise UnsupportedError(
                 f"Firecracker {features.version} cannot read a snapshot of {restoring.snapshot.version}",
@@ -92,8 +94,9 @@ class FirecrackerDriver:
             with inotify.watching(jail.root) as root:
                 process = _spawn(record.sandbox_id, config, jail, printed)
                 undo.push_async_callback(process.end)
-                await _boot(root, process, printed, jail, config, restoring)
-            jail.forget_boot()
+                await _boot(root, process, printed, jail, record, restoring)
+            if not record.is_held:
+                jail.forget_boot()
             record.vm = _vm(record, features, process, jail, config)
             record.save()
             undo.pop_all()
@@ -175,11 +178,15 @@ async def _boot(
     process: Process,
     printed: Console,
     jail: Jail,
-    config: FirecrackerConfig,
+    record: VmRecord,
     restoring: Restoring | None,
 ) -> None:
-    """Configure and start the VM of a Firecracker that was just started, or have it go on from a snapshot."""
-    api = Api(str(jail.root))
+    """Configure and start the VM of a Firecracker that was just started, or have it go on from a snapshot.
+
+    One that is held is only configured.
+    """
+    api, config = Api(str(jail.root)), record.config
+    assert isinstance(config, FirecrackerConfig)
     try:
         async with asyncio.timeout(_START_TIMEOUT_S):
             await _wait_listening(root, process, api)
@@ -188,7 +195,8 @@ async def _boot(
             return
         for request in boot.requests(config):
             await api.put(request.path, request.body)
-        await api.put("/actions", {"action_type": "InstanceStart"}, timeout_s=_BOOT_TIMEOUT_S)
+        if not record.is_held:
+            await boot.start(api)
     except (HypervisorError, UnavailableError, DeadlineError, TimeoutError) as err:
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS_S):

@@ -17,7 +17,8 @@ Firecracker could write is bounded; and ``nosymfollow`` keeps it from leading us
 is unmounted with all else below the sandbox's directory, by whoever cleans up.
 
 *A user of its own.* No two VMs of this host share one: the lowest that owns no jail, from a range that systemd's
-UIDS-GIDS document leaves to nobody. *A network of its own*: an empty network namespace that ends with the process.
+UIDS-GIDS document leaves to nobody. *A network of its own*: an empty network namespace that ends with the process, in
+which a tap is only until Firecracker has opened it (``kinds``).
 *A cgroup*: the sandbox's, entered before the jailer runs.
 
 *Disks* (docs/adr/0023-disks-in-a-jail.md) are device nodes of the jail's own, with its user as their owner: the host's
@@ -86,6 +87,11 @@ class Jail:
         self._config = config
         self._mount = Path(paths.vm_dir(sandbox_id)) / "jail"
         self.root = self._mount / Path(config.path).name / self._id / "root"
+
+    @property
+    def owner(self) -> int:
+        """The user that Firecracker runs as."""
+        return self.root.stat().st_uid
 
     def make(self) -> None:
         """Make it, without the program, which the jailer copies.

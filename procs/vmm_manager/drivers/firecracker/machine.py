@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 from common import log
 from common.errors import KataError
-from procs.vmm_manager.drivers.firecracker import places, snapshots
+from common.services.vmm import BlockSpec, NetworkSpec
+from procs.vmm_manager.drivers.firecracker import boot, places, snapshots
 from procs.vmm_manager.drivers.firecracker.api import Api
-from procs.vmm_manager.drivers.firecracker.drives import Drives
+from procs.vmm_manager.drivers.firecracker.devices import Devices
+from procs.vmm_manager.drivers.firecracker.kinds import NOT_STARTED, Disks, Nics
 from procs.vmm_manager.drivers.firecracker.metrics import counters
 from procs.vmm_manager.drivers.lines import Lines, Relay
 from procs.vmm_manager.drivers.output import Output
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from common.services.vmm import Vm
     from procs.vmm_manager.drivers.console import Console
     from procs.vmm_manager.drivers.firecracker.jail import Jail
+    from procs.vmm_manager.drivers.firecracker.kinds import Kind
     from procs.vmm_manager.drivers.firecracker.metrics import Counters
     from procs.vmm_manager.drivers.spawn import Process
     from procs.vmm_manager.record import VmRecord
@@ -57,7 +60,12 @@ class FirecrackerMachine:
         relay = Relay(vm.sandbox_id, "Firecracker", asyncio.get_running_loop().time)
         self._log.follow(Lines(relay.take).feed)
         self._metrics.follow(Lines(self._count).feed)
-        self.devices = Drives(record, places.of(config), self._api, jail, on_removed)
+        where = places.of(config)
+        kinds: dict[type, Kind] = {
+            BlockSpec: Disks(self._api, jail, where),
+            NetworkSpec: Nics(self._api, jail, vm.process.pid, is_on_pci=boot.is_on_pci(config)),
+        }
+        self.devices = Devices(record, where, kinds, self._api, on_removed)
 
     @property
     def is_running(self) -> bool:
@@ -65,11 +73,11 @@ class FirecrackerMachine:
         return self._process.is_running
 
     async def take_over(self) -> None:
-        """Ask what became of the disks of a VM that an earlier manager started; if that cannot be, it runs on."""
+        """Ask what became of the devices of a VM that an earlier manager started; if that cannot be, it runs on."""
         try:
             await self.devices.present()
-        except KataError as err:
-            log.get().error("Firecracker does not tell its disks", sandbox=self.vm.sandbox_id, error=str(err))
+        except (KataError, OSError) as err:
+            log.get().error("Firecracker does not tell its devices", sandbox=self.vm.sandbox_id, error=str(err))
 
     async def wait_end(self) -> None:
         """Wait until Firecracker is gone."""
@@ -80,7 +88,7 @@ class FirecrackerMachine:
                 output.close()
 
     async def runstate(self) -> str:
-        """Return Firecracker's state: ``running`` or ``paused``."""
+        """Return Firecracker's state: ``running``, ``paused`` or ``not started``."""
         return str((await self._api.get("/"))["state"]).lower()
 
     async def pause(self) -> None:
@@ -88,7 +96,11 @@ class FirecrackerMachine:
         await self._api.patch("/vm", {"state": "Paused"})
 
     async def resume(self) -> None:
-        """Let them go on."""
+        """Let them go on, or begin."""
+        if await self.runstate() == NOT_STARTED:
+            await boot.start(self._api)
+            await asyncio.to_thread(self._jail.forget_boot)
+            return
         await self._api.patch("/vm", {"state": "Resumed"})
 
     async def snapshot(self, directory: str) -> None:

@@ -7,12 +7,15 @@ removed. Else it keeps a dead device in that slot and does not see the next one 
 
 *Placeholders* (every version, ``virtio-mmio``). The VM is started with drives that hold one sector. A disk is put in
 place of that sector, and the guest is told the new size. Whether a drive can be written is fixed at its start.
+
+Network devices are on PCI like disks. Without PCI a VM has those that it got before its boot, and keeps them.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from common.config.checks import MAX_PLACEHOLDERS
 from common.errors import UsageError
 from common.services.vmm import BlockSpec, BusKind, HotplugBus
 from procs.vmm_manager.drivers.firecracker import boot
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 PCI_BUS = "pci"
 WRITABLE_BUS = "placeholders"
 READ_ONLY_BUS = "read-only-placeholders"
+NETWORK_BUS = "interfaces"
 
 _SLOTS = 32
 _FIRST_FREE_SLOT = 3
@@ -53,7 +57,7 @@ class Places(Protocol):
         """Return what the agent is told to find a disk."""
 
     async def put_in(self, api: Api, device_id: str, device: DeviceRecord) -> None:
-        """Have Firecracker open the file of this name in the jail and show it to the guest."""
+        """Have Firecracker open the file of this name in the jail and show it to the guest as a disk."""
 
     async def take_out(self, api: Api, drive_id: str) -> None:
         """Have Firecracker close what is in a drive."""
@@ -96,10 +100,16 @@ class Placeholders:
         self.buses = (
             HotplugBus(name=WRITABLE_BUS, kind=BusKind.MMIO, slots=writable),
             HotplugBus(name=READ_ONLY_BUS, kind=BusKind.MMIO_READ_ONLY, slots=read_only),
+            HotplugBus(name=NETWORK_BUS, kind=BusKind.MMIO_NETWORK, slots=MAX_PLACEHOLDERS - writable - read_only),
         )
 
     def place(self, device: DeviceRecord, taken: Collection[str]) -> str:
-        """Return the node of the drive's disk in a guest that has no others: the kernel counts them from ``vda``."""
+        """Return the node of the drive's disk in a guest that has no others: the kernel counts them from ``vda``.
+
+        Of a network device nothing is known but its address.
+        """
+        if device.bus == NETWORK_BUS:
+            return ""
         return f"/dev/vd{chr(ord('a') + self._number(device))}"
 
     def options(self, lent: Lent) -> str:
