@@ -11,7 +11,7 @@ GUEST := build/guest
 PREFIX ?= /opt/pykata
 INSTALLED = $(DESTDIR)$(PREFIX)
 PYTEST := $(BIN)/python -m pytest
-HOST = $(BIN)/python deploy/kvm_host.py --timeout 14400 --
+HOST = $(BIN)/python deploy/kvm_host.py --timeout 14400 --spare-disk --
 
 # Debian packages: a file that tells that it is there, wherever it came from, then the package. The guest's own packages
 # are only downloaded.

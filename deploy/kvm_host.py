@@ -13,6 +13,8 @@ KVM (``make test-real-vmm``).
     a temporary directory                       there: what to run, and how it ended
                                                 /tmp, /run, /dev/shm: its own, in memory; but not the current directory
 
+With ``--spare-disk`` that host has an IOMMU too, and an NVMe disk that nobody needs: a guest of it may have that whole.
+
 Kernel and modules are those of the guest image (``make image``), the rest is one busybox; nothing is installed. The
 exit status is COMMAND's, or 124 if the time limit passed or the emulated host fell over: then its console's last lines
 say why. With two processors, long runs of nested guests were seen to hang it: so it has one unless told otherwise.
@@ -32,6 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import KataError, NotFoundError
+from common.testing.spare_disk import SERIAL
 from guest.image.build import unpacked
 from guest.image.contents import module_files
 from guest.image.cpio import Archive
@@ -50,8 +53,9 @@ _SILENCE_S = 120
 
 _MODULES = (
     *("virtio_pci", "virtio_console", "virtiofs", "overlay", "loop", "erofs", "kvm_amd", "vhost_vsock", "vhost_net"),
-    *("tun", "veth", "bridge", "dm_mod", "dm_thin_pool", "dm_snapshot"),
+    *("tun", "veth", "bridge", "dm_mod", "dm_thin_pool", "dm_snapshot", "vfio_pci", "vfio_iommu_type1"),
 )
+_SPARE_MIB = 64
 _APPLETS = ("cat", "chroot", "echo", "insmod", "mkdir", "mount", "poweroff", "sh", "umount")
 
 _INIT = """#!/bin/sh
@@ -80,6 +84,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Runs a command on an emulated host whose KVM works.")
     parser.add_argument("--memory", type=int, default=6144, metavar="MIB", help="default: %(default)s")
     parser.add_argument("--cpus", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--spare-disk", action="store_true", help="with an IOMMU and an NVMe disk that nobody needs")
     parser.add_argument("--timeout", type=int, default=3600, metavar="SECONDS", help="default: %(default)s")
     parser.add_argument("command", nargs="+")
     arguments = parser.parse_args()
@@ -146,10 +151,11 @@ def _run(work: Path, files: Path, arguments: argparse.Namespace) -> int:
         *("-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(arguments.cpus)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", f"file:{work}/console"),
         *("-kernel", str(GUEST / "vmlinux"), "-initrd", str(work / "initrd")),
-        *("-append", "console=ttyS0 quiet panic=-1 rdinit=/init"),
+        *("-append", f"console=ttyS0 quiet panic=-1 rdinit=/init {'intel_iommu=on' if arguments.spare_disk else ''}"),
         *("-chardev", f"socket,id=files,path={files}", "-device", "vhost-user-fs-pci,chardev=files,tag=host"),
         *("-device", "virtio-serial-pci", "-chardev", "stdio,id=output,signal=off"),
         *("-device", "virtserialport,chardev=output,name=output"),
+        *(_spare_disk(work) if arguments.spare_disk else ()),
     ]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as qemu:  # at the end of its input it closes the port
         try:
@@ -163,6 +169,20 @@ def _run(work: Path, files: Path, arguments: argparse.Namespace) -> int:
     why = "kvm-host: no exit status: the time limit passed, or it fell over. Its console:"
     print(why, *console, sep="\n  ", file=sys.stderr)
     return NO_STATUS
+
+
+def _spare_disk(work: Path) -> list[str]:
+    """Return QEMU's arguments for the disk, and for the IOMMU that it is behind.
+
+    Without remapping of interrupts Linux lends no device (``vfio_iommu_type1_attach_group``).
+    """
+    file = work / "spare"
+    file.touch()
+    os.truncate(file, _SPARE_MIB << 20)
+    return [
+        *("-device", "intel-iommu,intremap=on,aw-bits=48"),
+        *("-drive", f"file={file},format=raw,if=none,id=spare", "-device", f"nvme,serial={SERIAL},drive=spare"),
+    ]
 
 
 if __name__ == "__main__":

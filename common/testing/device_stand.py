@@ -18,7 +18,14 @@ from common.bus.client import BusClient
 from common.bus.events import Publisher, Received, Resync, Subscriber
 from common.bus.server import BusServer
 from common.bus.wire import Empty, Event
-from common.errors import AlreadyExistsError, InterruptedCallError, KataError, NotFoundError, UnavailableError
+from common.errors import (
+    AlreadyExistsError,
+    DeadlineError,
+    InterruptedCallError,
+    KataError,
+    NotFoundError,
+    UnavailableError,
+)
 from common.processes import ProcessIdentity
 from common.services import device, vmm
 from common.services.channel import HybridVsock
@@ -219,7 +226,7 @@ class DeviceManager:
         while True:
             try:
                 await self.health()
-            except (UnavailableError, InterruptedCallError):
+            except (UnavailableError, InterruptedCallError, DeadlineError):  # it imports slowly on a slow host
                 continue
             return
 

@@ -34,7 +34,7 @@ Q = TypeVar("Q", bound=msgspec.Struct)
 R = TypeVar("R", bound=msgspec.Struct)
 
 CALL_TIMEOUT_S = 15.0
-"""How long a VM manager may take to answer."""
+"""How long a VM manager may take to answer; some devices take longer to be plugged."""
 
 ANSWERS: dict[Action, tuple[tuple[type[Exception], Event], ...]] = {
     Action.ADD: (
@@ -144,7 +144,7 @@ class Commands:
 
     async def _carry_out(self, action: Action, batch: list[Command]) -> None:
         try:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
+            async with asyncio.timeout(_patience_s(batch[0])):
                 await self._calls[action](batch)
         except (KataError, TimeoutError) as err:
             event = next(event for kind, event in ANSWERS[action] if isinstance(err, kind))
@@ -196,7 +196,7 @@ class Commands:
     async def _call(self, command: Command, verb: Verb[Q, R], request: Q, *, call_id: str | None = None) -> R:
         """Call a VM manager; :meth:`_carry_out` limits the time, which tells our own patience from a peer's."""
         service = vmm.service_name(command.hypervisor)
-        return await self._bus.call(service, verb, request, timeout_s=2 * CALL_TIMEOUT_S, call_id=call_id)
+        return await self._bus.call(service, verb, request, timeout_s=2 * _patience_s(command), call_id=call_id)
 
     def _answer(self, command: Command, event: Event, failure: KataError | None = None, **learned: str | bool) -> None:
         """Tell what an answer means, unless the device has meanwhile gone on to where it means something else."""
@@ -225,8 +225,13 @@ def _find(device: Device, listed: tuple[vmm.PresentDevice, ...]) -> vmm.PresentD
     return next((present for present in listed if same(device, present)), None)
 
 
+def _patience_s(command: Command) -> float:
+    spec = command.device.spec if command.action is Action.ADD and command.device else None
+    return CALL_TIMEOUT_S + (vmm.extra_s(spec) if spec else 0)
+
+
 def _unanswered(command: Command) -> DeadlineError:
     return DeadlineError(
-        f"{vmm.service_name(command.hypervisor)} did not answer within {CALL_TIMEOUT_S:g} s: {command.action}",
+        f"{vmm.service_name(command.hypervisor)} did not answer within {_patience_s(command):g} s: {command.action}",
         hint="what it did is found out; ask again",
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from common import log
 from common.errors import KataError
 from common.services import device
+from common.services.vmm import extra_s
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -55,9 +56,9 @@ class Devices:
             buses=self._vm.hotplug_buses,
             spec=spec,
             holder=holder,
-            lease_s=use_s + CALL_TIMEOUT_S,
+            lease_s=use_s + CALL_TIMEOUT_S + extra_s(spec),
         )
-        return await self._bus.call(self.service, device.ATTACH, wish, timeout_s=CALL_TIMEOUT_S)
+        return await self._bus.call(self.service, device.ATTACH, wish, timeout_s=CALL_TIMEOUT_S + extra_s(spec))
 
     @asynccontextmanager
     async def taken_into_use(

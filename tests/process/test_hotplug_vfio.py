@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ from common.testing.fake_vmms import FAKES, Qemu
 from common.testing.host_devices import DISK, GPU, SOUND, a_host_with_devices
 from common.testing.hotplug_stand import plugging, plugging_into
 from common.testing.isolation import in_event_loop
+from procs.device_manager.commands import CALL_TIMEOUT_S
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,13 +52,18 @@ async def test_a_group_comes_device_by_device_and_goes_again(hypervisor: str, tm
                 assert await stand.vmm.has() == (set(), set())
 
 
+@pytest.mark.soak
 @on_both
 @in_event_loop
-async def test_an_add_that_is_never_answered_is_found_again(hypervisor: str, tmp_path: Path) -> None:
+async def test_it_may_take_longer_than_other_devices(hypervisor: str, tmp_path: Path) -> None:
+    """All of the guest's memory is pinned first; who waits for the answer has more patience than for a disk's."""
     with a_host_with_devices(tmp_path):
         async with plugging(hypervisor) as stand:
-            await stand.vmm.misbehave(ADDS[hypervisor], How.NEVER)
-            gpu = await given(stand, GPU)
+            await stand.vmm.misbehave(ADDS[hypervisor], How.LATE)
+            attaching = asyncio.gather(stand.devices.attach(spec=VfioSpec(source=GPU)))
+            await asyncio.sleep(CALL_TIMEOUT_S + 2)
+            await stand.vmm.ask("x-release" if hypervisor == "qemu" else "release")
+            (gpu,) = await attaching
             assert (await stand.vmm.has())[0] == {gpu.hypervisor_id}
 
 

@@ -26,9 +26,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from common.services.vmm import BlockSpec, NetworkSpec, PmemSpec, ShareSpec, VhostUserDiskSpec
+from common.services.vmm import BlockSpec, NetworkSpec, PmemSpec, ShareSpec, VhostUserDiskSpec, extra_s
 from procs.vmm_manager.drivers import interfaces
 from procs.vmm_manager.drivers.cloud_hypervisor import requests
+from procs.vmm_manager.drivers.cloud_hypervisor.api import TIMEOUT_S
 from procs.vmm_manager.drivers.sources import file_size, is_block_device
 
 if TYPE_CHECKING:
@@ -208,7 +209,8 @@ class Vfio(Kind):
 
     async def plug(self, _name: str, device: DeviceRecord, place: Mapping[str, int]) -> Any:  # noqa: ANN401 - JSON
         """See :class:`Kind`."""
-        return await self._api.put("vm.add-device", {**requests.host_device(device.spec.source), **place})
+        body = {**requests.host_device(device.spec.source), **place}
+        return await self._api.put("vm.add-device", body, timeout_s=TIMEOUT_S + extra_s(device.spec))
 
 
 class Nic(Kind):

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 
 from common import log
 from common.errors import DeadlineError, HypervisorError, KataError, NotFoundError, UnsupportedError
-from common.services.vmm import AddedDevice, PresentDevice
+from common.services.vmm import AddedDevice, PresentDevice, extra_s
+from procs.vmm_manager.drivers.qemu.qmp import COMMAND_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -191,7 +192,8 @@ class Devices:
 
     async def _plug(self, device_id: str, arguments: dict[str, object]) -> None:
         try:
-            await self._qmp.execute("device_add", id=device_id, **arguments)
+            patience_s = COMMAND_TIMEOUT_S + extra_s(self._record.devices[device_id].spec)
+            await self._qmp.execute_within(patience_s, "device_add", id=device_id, **arguments)
         except DeadlineError:
             if device_id not in await self._plugged():
                 raise
