@@ -9,6 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from common.testing.spare_disk import SERIAL
+
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -23,6 +25,21 @@ def test_it_runs_a_command_and_says_how_it_ended(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout.strip()) == (7, f"here is {CHECKOUT}")
+
+
+@pytest.mark.soak
+def test_it_has_a_disk_to_spare_behind_an_iommu() -> None:
+    script = (
+        f"for disk in /sys/class/nvme/*; do grep -q {SERIAL} $disk/serial && ls $disk/device/iommu_group/devices; done"
+    )
+    done = subprocess.run(
+        [sys.executable, "deploy/kvm_host.py", "--timeout", "600", "--spare-disk", "--", "sh", "-c", script],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, len(done.stdout.split())) == (0, 1), "alone in its group"
 
 
 @pytest.mark.soak
