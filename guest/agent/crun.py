@@ -56,6 +56,7 @@ class Crun:
             {},
             file_actions=[(posix.POSIX_SPAWN_DUP2, descriptor, number) for number, descriptor in enumerate(streams)],
             setsigdef=_DEFAULT_SIGNALS,
+            scheduler=(posix.SCHED_OTHER, posix.sched_param(0)),  # whatever we are (``patience``)
         )
         self._reaper.watch_runtime(pid, lambda status: on_exit(_error(log, status) if status else ""))
 

@@ -16,12 +16,18 @@ import posix
 from common.channel import HEADER, WINDOW
 from guest.agent.log import log
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _BUFFER = 32 << 10
 """Largest write that a port takes as one buffer (drivers/char/virtio_console.c, port_fops_write)."""
 _PAGE = 4096
 _SPLICED = 127 * _PAGE
 """Most of a spliced frame. With the header's page that is as many pages as QEMU's queue has places, 128
 (hw/char/virtio-serial-bus.c), which no buffer may exceed (virtio 1.2, 2.7.5.3.1)."""
+_MUCH = 64 << 10
+"""What a pipe has in it that is full, as it comes from the kernel (pipe(7)): its process was waiting for us."""
 _PIPE_SIZE = 1 << 20
 """The most that a pipe may have (/proc/sys/fs/pipe-max-size)."""
 _ENOMEM = 12
@@ -80,10 +86,16 @@ class CopiedFrames:
 
 
 class SplicedFrames(CopiedFrames):
-    """From a pipe into a virtio-serial port. Nobody else reads the pipe, so what it has it keeps."""
+    """From a pipe into a virtio-serial port. Nobody else reads the pipe, so what it has it keeps.
 
-    def __init__(self, stream: int) -> None:
+    Args:
+        stream: the stream's number.
+        on_much: is called for each large frame.
+    """
+
+    def __init__(self, stream: int, on_much: Callable[[], None]) -> None:
         super().__init__(stream)
+        self._on_much = on_much
         self._source = -1
         self._exit = self._entry = -1
         self._staged = 0
@@ -105,6 +117,8 @@ class SplicedFrames(CopiedFrames):
         self._staged = posix.write(self._entry, HEADER.pack(self._stream, size))
         self._missing = size
         self._window -= size
+        if size >= _MUCH:
+            self._on_much()
         return size
 
     def send(self, port: int) -> None:

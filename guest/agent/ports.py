@@ -13,7 +13,8 @@ from common import status
 from common.channel import STREAM_PORT, ChannelError, StreamDecoder, port_of
 from guest.agent.files import read_text
 from guest.agent.frames import CopiedFrames, SplicedFrames, is_pipe
-from guest.agent.reactor import HANGUP
+from guest.agent.patience import Patience
+from guest.agent.reactor import HANGUP, IN, OUT
 from guest.agent.rpc import RpcError
 from guest.agent.streams import READ_SIZE, StreamPort
 
@@ -84,6 +85,7 @@ class SerialPorts:
 
     def __init__(self, reactor: Reactor, found: Ports) -> None:
         self._reactor = reactor
+        self._patience = Patience(reactor)
         self._found = found
         self._ports: dict[int, SerialPort] = {}
 
@@ -101,16 +103,25 @@ class SerialPorts:
             node = self._found.node(f"{STREAM_PORT}{number}")
             if node is None:
                 return None
-            self._ports[number] = SerialPort(self._reactor, open_port(node))
+            self._ports[number] = SerialPort(self._reactor, open_port(node), self._patience)
         return self._ports[number]
 
 
 class SerialPort(StreamPort):
-    """A port and its present use. Stays open for the next use."""
+    """A port and its present use. Stays open for the next use.
 
-    def __init__(self, reactor: Reactor, descriptor: int) -> None:
+    A port tells of every buffer that the host has taken, which is news only to output that waits for room.
+    """
+
+    def __init__(self, reactor: Reactor, descriptor: int, patience: Patience) -> None:
         super().__init__(descriptor)
-        reactor.watch(descriptor, self._on_event)
+        self._reactor = reactor
+        self._patience = patience
+        reactor.watch(descriptor, self._on_event, IN)
+
+    def wait_room(self) -> None:
+        """See the base class."""
+        self._reactor.rewatch(self.descriptor, IN | OUT)
 
     def read(self) -> bytes | None:
         """Return a chunk that the host wrote, nothing if it has closed its end, or None if there is no chunk now."""
@@ -124,11 +135,13 @@ class SerialPort(StreamPort):
 
     def frames(self, stream: int, source: int) -> CopiedFrames:
         """Return what makes frames of a descriptor's bytes."""
-        return SplicedFrames(stream) if is_pipe(source) else CopiedFrames(stream)
+        return SplicedFrames(stream, self._patience.note_flow) if is_pipe(source) else CopiedFrames(stream)
 
     def _on_event(self, events: int) -> None:
-        if self.output is not None:
-            self.output.pump()
+        if events & OUT:
+            self._reactor.rewatch(self.descriptor, IN)
+            if self.output is not None:
+                self.output.pump()
         if self.input is not None:
             self.input.pump()
         elif events & HANGUP:  # what is left was for a process that is gone

@@ -47,10 +47,14 @@ class Reactor:
         self._soon: list[Callable[[], None]] = []
         self._timers: list[Timer] = []
 
-    def watch(self, descriptor: int, handler: Callable[[int], None]) -> None:
-        """Call ``handler`` with the events (``IN``, ``OUT``, ``HANGUP``) of a non-blocking descriptor."""
+    def watch(self, descriptor: int, handler: Callable[[int], None], events: int = IN | OUT) -> None:
+        """Call ``handler`` with the events (of ``IN``, ``OUT``, and always ``HANGUP``) of a non-blocking descriptor."""
         self._handlers[descriptor] = handler
-        self._epoll.register(descriptor, IN | OUT | select.EPOLLET)
+        self._epoll.register(descriptor, events | select.EPOLLET)
+
+    def rewatch(self, descriptor: int, events: int) -> None:
+        """Wait for other events of a descriptor; those that are there now are told too."""
+        self._epoll.modify(descriptor, events | select.EPOLLET)
 
     def unwatch(self, descriptor: int) -> None:
         """Forget a descriptor; call it before the descriptor is closed."""
@@ -78,8 +82,9 @@ class Reactor:
             handler = self._handlers.get(descriptor)  # none if an earlier handler of this round has closed it
             if handler is not None:
                 _guard(handler, events)
-        for callback in [*self._take_soon(), *self._take_due()]:
-            _guard(callback)
+        if self._soon or self._timers:
+            for callback in [*self._take_soon(), *self._take_due()]:
+                _guard(callback)
 
     def _take_soon(self) -> list[Callable[[], None]]:
         taken, self._soon = self._soon, []

@@ -44,6 +44,9 @@ class StreamPort:
         """Return a chunk that the host wrote, nothing if it has closed its end, or None if there is no chunk now."""
         raise NotImplementedError
 
+    def wait_room(self) -> None:
+        """Have the output go on when the port takes more; a connection does so by itself."""
+
     def frames(self, stream: int, _source: int) -> CopiedFrames:
         """Return what makes frames of a descriptor's bytes."""
         return CopiedFrames(stream)
@@ -126,6 +129,7 @@ class Output:
         try:
             self._frames.send(self._port.descriptor)
         except BlockingIOError:
+            self._port.wait_room()
             return False
         except OSError:  # a connection that the host has closed
             self._is_at_end = True

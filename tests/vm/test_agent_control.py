@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -215,3 +216,34 @@ def test_an_idle_agent_sleeps(guest: GuestSandbox) -> None:
     first, last = map(int, task.stdout.read_all().split())
     assert task.wait() == 0
     assert last - first < 5
+
+
+def policies(*pids: str) -> str:
+    """Return a script that prints the scheduling policies of processes (proc_pid_stat(5): the 41st field)."""
+    return "cut -d' ' -f41 " + " ".join(f"/proc/{pid}/stat" for pid in pids)
+
+
+def test_the_agent_is_a_batch_task_while_much_output_flows_and_nothing_else_is(guest: GuestSandbox) -> None:
+    """3 is SCHED_BATCH (sched(7)); the container shares the agent's namespace."""
+    script = f"dd if=/dev/zero bs=64k count=32 2>/dev/null; {policies('1', 'self')} >&2; sleep 1; {policies('1')} >&2"
+    task = guest.run("sh", "-c", script, pid="/proc/1/ns/pid")
+    assert task.stderr is not None
+    assert len(task.stdout.read_all()) == 32 * (64 << 10)
+    assert task.stderr.read_all().split() == [b"3", b"0", b"0"]
+    assert task.wait() == 0
+    task.remove()
+
+
+def test_what_is_started_while_output_flows_is_as_ever(guest: GuestSandbox) -> None:
+    script = "for n in $(seq 20); do dd if=/dev/zero bs=64k count=8 2>/dev/null; usleep 50000; done"
+    task = guest.run("sh", "-c", script, pid="/proc/1/ns/pid")
+    flow = task.stdout.chunks()
+    next(flow)
+    with ThreadPoolExecutor(1) as pool:
+        drained = pool.submit(lambda: sum(map(len, flow)))
+        other = guest.exec(task, "sh", "-c", policies("self"))
+        assert other.stdout.read_all() == b"0\n"
+        assert other.wait() == 0
+        assert drained.result() > 9 << 20
+    assert task.wait() == 0
+    task.remove()

@@ -52,6 +52,10 @@ def ends() -> Iterator[Ends]:
     made.close()
 
 
+def spliced(stream: int, on_much: Callable[[], None] = lambda: None) -> frames.SplicedFrames:
+    return frames.SplicedFrames(stream, on_much)
+
+
 def carry(made: frames.CopiedFrames, ends: Ends) -> bytes:
     """Send what is in the process's pipe, whenever the port takes some; return what the host gets."""
     got = b""
@@ -70,7 +74,7 @@ def sends(made: frames.CopiedFrames, port: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("kind", [frames.CopiedFrames, frames.SplicedFrames])
+@pytest.mark.parametrize("kind", [frames.CopiedFrames, spliced])
 @pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 65536, 300_001, 1 << 20])
 def test_what_the_process_writes_comes_whole(ends: Ends, kind: Callable[[int], frames.CopiedFrames], size: int) -> None:
     made = kind(STREAM)
@@ -85,7 +89,7 @@ def test_what_the_process_writes_comes_whole(ends: Ends, kind: Callable[[int], f
 
 
 def test_a_port_that_takes_nothing_gets_the_rest_later(ends: Ends) -> None:
-    made = frames.SplicedFrames(STREAM)
+    made = spliced(STREAM)
     data = os.urandom(200_000)
     os.write(ends.process, data)
     assert made.fill(ends.source) == len(data)
@@ -106,7 +110,7 @@ def test_more_pieces_than_the_pipe_between_has_places() -> None:
     pieces = [os.urandom(17) for _ in range(256)]
     for piece in pieces:
         os.write(ends.process, piece)
-    made = frames.SplicedFrames(STREAM)
+    made = spliced(STREAM)
     assert made.fill(ends.source) == 17 * 256
     got = b""
     while not sends(made, ends.port):
@@ -117,7 +121,7 @@ def test_more_pieces_than_the_pipe_between_has_places() -> None:
 
 
 def test_the_end_of_the_pipe_is_an_empty_frame(ends: Ends) -> None:
-    made = frames.SplicedFrames(STREAM)
+    made = spliced(STREAM)
     with pytest.raises(BlockingIOError):
         made.fill(ends.source)
     os.write(ends.process, b"x" * 5000)
@@ -134,7 +138,7 @@ def test_the_end_of_the_pipe_is_an_empty_frame(ends: Ends) -> None:
 
 def test_little_output_needs_no_pipe_of_ours(ends: Ends) -> None:
     """An exec that writes a line should not pay for bulk."""
-    made = frames.SplicedFrames(STREAM)
+    made = spliced(STREAM)
     os.write(ends.process, b"line\n")
     open_before = len(list(Path("/proc/self/fd").iterdir()))
     assert carry(made, ends) == b"line\n"
@@ -149,8 +153,18 @@ def test_a_terminal_is_no_pipe(ends: Ends) -> None:
     os.close(slave)
 
 
+@pytest.mark.parametrize(("size", "told"), [((64 << 10) - 1, 0), (64 << 10, 1)])
+def test_much_output_is_told(ends: Ends, size: int, told: int) -> None:
+    calls: list[None] = []
+    made = spliced(STREAM, lambda: calls.append(None))
+    os.write(ends.process, bytes(size))
+    assert made.fill(ends.source) == size
+    assert len(calls) == told
+    made.close()
+
+
 def test_what_is_on_its_way_in_pages_is_limited(ends: Ends) -> None:
-    made = frames.SplicedFrames(STREAM)
+    made = spliced(STREAM)
     sizes = []
 
     def carry_a_page_and_more() -> None:
@@ -166,8 +180,8 @@ def test_what_is_on_its_way_in_pages_is_limited(ends: Ends) -> None:
 
     for _ in range(WINDOW // 300_000 + 3):
         carry_a_page_and_more()
-    spliced = sum(size for size in sizes if size > 32 << 10)
-    assert WINDOW - 4096 < spliced <= WINDOW
+    in_pages = sum(size for size in sizes if size > 32 << 10)
+    assert WINDOW - 4096 < in_pages <= WINDOW
     assert sizes[-1] < 32 << 10, "the rest goes by copies, for which the port has an end"
     made.allow(300_000)
     carry_a_page_and_more()

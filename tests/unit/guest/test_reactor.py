@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
-from guest.agent.reactor import HANGUP, Reactor
+from guest.agent.reactor import HANGUP, IN, OUT, Reactor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +32,24 @@ def test_a_handler_is_called_once_per_event(pipe: tuple[int, int]) -> None:
     reactor.run_once()
     assert len(seen) == 1
     assert not seen[0] & HANGUP
+
+
+def test_other_events_are_told_also_if_they_are_there_already() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        reactor = Reactor()
+        seen: list[int] = []
+        reactor.watch(ours.fileno(), seen.append, IN)
+        reactor.soon(lambda: None)  # there is room, which nobody wants to know
+        reactor.run_once()
+        assert seen == []
+        reactor.rewatch(ours.fileno(), IN | OUT)
+        reactor.run_once()
+        assert seen == [OUT]
+        reactor.rewatch(ours.fileno(), IN)
+        theirs.send(b"x")
+        reactor.run_once()
+        assert seen == [OUT, IN]
 
 
 def test_what_is_unwatched_is_not_called_in_the_same_round(pipe: tuple[int, int]) -> None:
