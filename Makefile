@@ -80,7 +80,7 @@ demo: setup ## run a real container in a real VM through a real containerd, then
 
 test: setup ## set everything up and pass all tests
 	@$(MAKE) --no-print-directory lint type
-	@$(PYTEST) -q -n 2 --dist loadfile -m "not soak" tests
+	@$(PYTEST) -q -n 2 --dist loadfile tests
 
 lint: venv ## style and import contracts
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell && $(BIN)/lint-imports --no-cache --no-logo
@@ -98,7 +98,7 @@ test-vm: setup ## real VMs
 	@$(PYTEST) -q -n 2 --dist loadfile tests/vm
 
 test-e2e: setup ## real containerd, real VMs
-	@$(PYTEST) -q -n 2 --dist loadfile -m "not soak" tests/e2e
+	@$(PYTEST) -q -n 2 --dist loadfile tests/e2e
 
 test-upstream: setup ## our shim with upstream's agent: AGENT=path of its program
 	@PYKATA_UPSTREAM_AGENT="$(abspath $(AGENT))" $(PYTEST) -q -n 1 tests/upstream
