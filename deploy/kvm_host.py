@@ -48,6 +48,10 @@ VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 BUSYBOX = Path("/bin/busybox")
 NO_STATUS = 124
 
+_KERNEL_PARAMETERS = "console=ttyS0 quiet panic=-1 rdinit=/init nohz=off highres=off"
+"""A periodic tick: QEMU's emulation of nested guests loses an interrupt now and then, and a host that had set its only
+timer by that one never woke again."""
+
 _SILENCE_S = 120
 """How long a guest of the emulated host may print nothing before its KVM counts as broken."""
 
@@ -151,7 +155,7 @@ def _run(work: Path, files: Path, arguments: argparse.Namespace) -> int:
         *("-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(arguments.cpus)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", f"file:{work}/console"),
         *("-kernel", str(GUEST / "vmlinux"), "-initrd", str(work / "initrd")),
-        *("-append", f"console=ttyS0 quiet panic=-1 rdinit=/init {'intel_iommu=on' if arguments.spare_disk else ''}"),
+        *("-append", f"{_KERNEL_PARAMETERS} {'intel_iommu=on' if arguments.spare_disk else ''}"),
         *("-chardev", f"socket,id=files,path={files}", "-device", "vhost-user-fs-pci,chardev=files,tag=host"),
         *("-device", "virtio-serial-pci", "-chardev", "stdio,id=output,signal=off"),
         *("-device", "virtserialport,chardev=output,name=output"),
