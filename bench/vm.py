@@ -104,7 +104,7 @@ def bare_vm(accelerator: str, *, script: str = "", archive: Archive | None = Non
             command = QemuCommand(
                 sandbox_id=BARE_NAME, config=config, accelerator=accelerator, qmp_fd=fd, channel=SerialDevice()
             ).argv()
-            command = ["setpriv", "--pdeathsig", "KILL", *command]  # it ends with us, however that is; costs 1 ms
+            command = ["setpriv", "--pdeathsig", "KILL", *command]  # it ends with us, however that is
             process = undo.enter_context(
                 subprocess.Popen(command, cwd=directory, pass_fds=[fd], stdin=subprocess.DEVNULL)
             )

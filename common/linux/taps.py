@@ -63,12 +63,9 @@ def make(namespace: str, name: str, owner: int) -> None:
     """
 
     def work() -> None:
-        fd = attached(_TUN, name)
-        try:
+        with _opened(name) as fd:
             ioctl(fd, _TUNSETOWNER, owner)
             ioctl(fd, _TUNSETPERSIST, 1)
-        finally:
-            os.close(fd)
 
     within(namespace, work)
 
@@ -84,15 +81,11 @@ def remove(namespace: str, name: str) -> None:
         if name not in _names():
             return
         try:
-            fd = attached(_TUN, name)
+            with _opened(name) as fd:
+                ioctl(fd, _TUNSETPERSIST, 0)
         except OSError as err:
-            if err.errno == errno.EBUSY:
-                return
-            raise
-        try:
-            ioctl(fd, _TUNSETPERSIST, 0)
-        finally:
-            os.close(fd)
+            if err.errno != errno.EBUSY:
+                raise
 
     within(namespace, work)
 
@@ -137,6 +130,16 @@ def move(namespace: str, name: str, target: str, new_name: str) -> None:
 
 def _names() -> set[str]:
     return {name for _, name in socket.if_nameindex()}
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[int]:
+    """A tap of the calling thread's network namespace; made, if it is not there."""
+    fd = attached(_TUN, name)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Sources: Documentation/ABI/testing/sysfs-bus-pci of Linux (``driver_override``, 
 from __future__ import annotations
 
 import os
-import time
+import socket
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,9 @@ SERIAL = "pykata-spare-disk"
 """Of that disk and no other: what is on it is lost."""
 _DEVICES = Path("/sys/bus/pci/devices")
 _TIMEOUT_S = 60
+# <linux/netlink.h>, and the group of lib/kobject_uevent.c
+_NETLINK_KOBJECT_UEVENT = 15
+_OF_THE_KERNEL = 1
 
 
 class SpareDisk:
@@ -61,11 +64,12 @@ class SpareDisk:
         Path("/sys/bus/pci/drivers_probe").write_text(self.address)
 
     def _node(self) -> Path:
-        """Return the disk's node; the driver looks for disks in the background."""
-        deadline = time.monotonic() + _TIMEOUT_S
-        while not (found := list(self._device.glob("nvme/nvme*/nvme*n1"))):
-            assert time.monotonic() < deadline, "the host's driver does not find the disk"
-            time.sleep(0.1)
+        """Return the disk's node; the driver looks for disks in the background, and the kernel tells what is new."""
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_KOBJECT_UEVENT) as news:
+            news.bind((0, _OF_THE_KERNEL))
+            news.settimeout(_TIMEOUT_S)
+            while not (found := list(self._device.glob("nvme/nvme*/nvme*n1"))):
+                news.recv(1)
         return Path("/dev") / found[0].name
 
 
