@@ -6,7 +6,7 @@ error keeps its class, hint and context across the bus (:meth:`KataError.to_wire
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from common import status
 
@@ -34,6 +34,10 @@ class KataError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
+
+    def copy(self) -> Self:
+        """Return an error that says the same: one that is raised to several would bear the traceback of all of them."""
+        return type(self)(self.message, hint=self.hint, **self.context)
 
     def to_wire(self) -> dict[str, object]:
         """Return the error as the body of a bus reply."""

@@ -171,7 +171,7 @@ class Lives:
             return ""
 
     def told(self, device_id: str) -> asyncio.Future[tuple[Device, KataError | None]]:
-        """Wait for news of a device: the device as it is then, and why it is not what was wanted."""
+        """Wait for news of a device: as it is then, and why it is not what was wanted, in an error of one's own."""
         future: asyncio.Future[tuple[Device, KataError | None]] = asyncio.get_running_loop().create_future()
         self._waiting[device_id].append(future)
         return future
@@ -214,7 +214,7 @@ class Lives:
         failure = self._failures.pop(device.device_id, None)
         for future in self._waiting.pop(device.device_id, ()):
             if not future.done():
-                future.set_result((device, failure))
+                future.set_result((device, failure and failure.copy()))
 
     def _report_lost(self, device: Device) -> None:
         self.lost += 1

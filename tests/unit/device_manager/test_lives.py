@@ -459,6 +459,17 @@ def test_an_add_that_was_refused_is_looked_for(machine: Machine) -> None:
     assert states(machine) == ["detaching"], "it is there, and nobody is to have it"
 
 
+def test_each_of_those_who_wait_gets_an_error_of_its_own(machine: Machine) -> None:
+    for holder in HOLDERS[:2]:
+        machine.attach("/a", holder)
+    refusal = HypervisorError("refused", hint="look there", node="n1")
+    machine.answer(asked(machine, vmm.AddDevice), refusal)
+    carried_out(machine, vmm.SandboxRef)
+    errors = [task.exception() for task in machine.callers]
+    assert len({id(error) for error in (refusal, *errors)}) == 3
+    assert [isinstance(error, HypervisorError) and error.to_wire() for error in errors] == [refusal.to_wire()] * 2
+
+
 def test_a_removal_that_was_accepted_has_not_happened(machine: Machine) -> None:
     machine.attach("/a", "c1")
     carried_out(machine, vmm.AddDevice)
