@@ -88,10 +88,10 @@ class Daemons:
         if identity is None:
             return
         daemon = Process.find(identity, directory=self._directory, log=_log_name(name))
-        if daemon is None:
-            self._end_vm(name, "nothing that is still known")
-        else:
+        if daemon is not None:
             self._watch(name, daemon)
+        elif not self._vmm.is_ending:
+            self._end_vm(name, "nothing that is still known")
 
     def _watch(self, name: str, daemon: Process) -> None:
         self._daemons[name] = daemon
@@ -109,12 +109,16 @@ class Daemons:
 
 
 async def ends_before(daemon: Process, vmm: Process) -> bool:
-    """Wait for the end of a daemon; return whether its VM lives on: a sandbox's processes are killed together."""
+    """Wait for the end of a daemon; return whether its VM was to live on.
+
+    A sandbox's processes are killed together, though one after the other, and a VMM closes its connections before it
+    has ended, perhaps long before. So it is given time to be killed, and none to end.
+    """
     await daemon.wait()
     with suppress(TimeoutError):
         async with asyncio.timeout(_COMMON_END_S):
             await vmm.wait()
-    return vmm.is_running
+    return not vmm.is_ending
 
 
 def _log_name(name: str) -> str:

@@ -22,6 +22,8 @@ from procs.vmm_manager.drivers.output import Output
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+_PF_EXITING = 0x4
+"""``PF_EXITING`` of include/linux/sched.h."""
 _ENTER_CGROUP = 'echo 0 > "$0" && exec "$@"'
 
 
@@ -40,6 +42,7 @@ class Process:
         self.output = output
         self._pidfd = pidfd
         self._child = child
+        self._is_killed = False
 
     @classmethod
     def start(
@@ -94,6 +97,11 @@ class Process:
         """Whether it has not ended."""
         return self._pidfd >= 0 and not _has_ended(self._pidfd)
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether it has ended or is about to, whoever killed it: to give its memory back may take it seconds."""
+        return self._is_killed or _is_dying(self.identity.pid) or not self.is_running
+
     async def wait(self) -> None:
         """Wait until it has ended; reap it if it is our child, and close what we held of it."""
         if self._pidfd < 0:
@@ -108,6 +116,7 @@ class Process:
 
     def kill(self) -> None:
         """End it at once; one that has ended is fine."""
+        self._is_killed = True
         if self.is_running:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -148,6 +157,22 @@ def _has_ended(pidfd: int) -> bool:
     waiter = select.poll()
     waiter.register(pidfd, select.POLLIN)
     return bool(waiter.poll(0))
+
+
+def _is_dying(pid: int) -> bool:
+    """Return whether a process exits, or will as soon as its first thread runs: a signal that kills is SIGKILL to each.
+
+    proc_pid_stat(5), field 9, and proc_pid_status(5), ``SigPnd``; of another process that has got the pid since, the
+    answer means nothing.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    flags = int(stat[stat.rindex(b")") + 2 :].split()[6])
+    pending = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigPnd:"))
+    return bool(flags & _PF_EXITING or pending & 1 << (signal.SIGKILL - 1))
 
 
 @contextmanager

@@ -134,7 +134,7 @@ class QemuMachine:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS_S):
                     await self._process.wait()
-            if not self._process.is_running:
+            if self._process.is_ending:
                 return
             log.get().error("QEMU's monitor was lost, connecting again", sandbox=self.vm.sandbox_id)
             if not await self._reconnect():

@@ -84,10 +84,10 @@ def adopt(record: VmRecord, vmm: Process, qmp: Qmp, workers: Workers) -> None:
     if record.vsock_daemon is None:
         return
     daemon = Process.find(record.vsock_daemon, directory=paths.vm_dir(record.sandbox_id), log=_LOG)
-    if daemon is None:
-        _end(vmm, record.sandbox_id, "nothing that is still known")
-    else:
+    if daemon is not None:
         watch(daemon, vmm, qmp, record.sandbox_id, workers)
+    elif not vmm.is_ending:
+        _end(vmm, record.sandbox_id, "nothing that is still known")
 
 
 async def _connect(daemon: Process, directory: str, path: str) -> socket.socket:
