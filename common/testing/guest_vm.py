@@ -101,6 +101,11 @@ class GuestVm:
         """Wait until QEMU exits; return its exit code."""
         return self._processes[0].wait(BOOT_TIMEOUT_S)
 
+    def wait_told(self, event: str) -> None:
+        """Wait until QEMU tells an event that is about the whole VM; it tells who has begun to wait before."""
+        with self._open("qmp") as qmp:
+            _execute(qmp, "qmp_capabilities", until=(event, None))
+
     def connect(self, *, hello: bool = True) -> AgentClient:
         """Connect to the agent and, unless told otherwise or by vsock, say hello."""
         with ExitStack() as undo:
@@ -215,8 +220,9 @@ class GuestVm:
 
     def _qemu(self, vmlinux: Path, initrd: Path, parameters: str) -> list[str]:
         return [
-            "qemu-system-x86_64", "-M", "q35,memory-backend=mem", "-accel", "tcg", "-cpu", "max,la57=off", "-smp", "1",
-            "-m", _MEMORY, "-object", f"memory-backend-memfd,id=mem,size={_MEMORY},share=on",
+            "qemu-system-x86_64", "-M", "q35,memory-backend=mem", "-accel", "tcg",
+            "-cpu", guest_cmdline.QEMU_CPU["tcg"], "-smp", "1", "-m", _MEMORY,
+            "-object", f"memory-backend-memfd,id=mem,size={_MEMORY},share=on",
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-kernel", str(vmlinux), "-initrd", str(initrd), "-append", guest_cmdline.parameters(parameters),
             "-serial", f"file:{self.path('console')}",
@@ -237,9 +243,9 @@ def _execute(
     qmp: socket.socket,
     command: str,
     arguments: Mapping[str, object] | None = None,
-    until: tuple[str, str] | None = None,
+    until: tuple[str, str | None] | None = None,
 ) -> None:
-    """Run a command; wait for its answer and, if one is named, for an event about a device."""
+    """Run a command; wait for its answer and, if one is named, for an event, about a device or about none."""
     qmp.sendall(json.dumps({"execute": command, "arguments": arguments or {}}).encode())
     is_answered = is_heard = False
     with qmp.makefile() as lines:

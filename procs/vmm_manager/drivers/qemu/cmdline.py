@@ -39,11 +39,6 @@ CONSOLE = "console"
 CONSOLE_SIZE = 64 << 10
 """Bytes of console that are kept; QEMU wants a power of two."""
 
-_CPU = {"kvm": "host", "tcg": "max,la57=off,erms=off,fsrm=off"}
-"""Under emulation every page walk is work: la57=off saves the fifth level of page tables. So is every turn of a
-repeated instruction: without erms and fsrm the kernel copies eight bytes a turn and not one,
-which boots a fifteenth sooner."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QemuCommand:
@@ -76,7 +71,7 @@ class QemuCommand:
         yield from ("-machine", f"{config.machine_type},accel={self.accelerator},memory-backend=ram,vmport=off")
         yield from ("-object", f"memory-backend-memfd,id=ram,size={config.default_memory}M,share=on")
         yield from ("-m", memory(config), "-smp", processors(config))
-        yield from ("-cpu", _CPU[self.accelerator])
+        yield from ("-cpu", guest_cmdline.QEMU_CPU[self.accelerator])
         yield from ("-nodefaults", "-no-user-config", "-display", "none")
         yield from ("-action", "reboot=shutdown,shutdown=pause,panic=pause")
         if self.is_held:
@@ -111,7 +106,7 @@ def probe_argv(config: QemuConfig) -> list[str]:
     """Return the command that boots the guest's kernel for :class:`procs.vmm_manager.drivers.probe.Probe`."""
     return [
         config.path,
-        *("-machine", f"{config.machine_type},accel=kvm", "-cpu", "host", "-m", "256M"),
+        *("-machine", f"{config.machine_type},accel=kvm", "-cpu", guest_cmdline.QEMU_CPU["kvm"], "-m", "256M"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"),
         *("-kernel", config.kernel, "-append", KERNEL_PARAMETERS),
     ]
