@@ -35,9 +35,11 @@ INSTALL = $(INSTALLED)/bin/python -m pip install -q --disable-pip-version-check 
 
 SOURCES := $(shell find common guest -name '*.py' 2>/dev/null)
 
-# containerd executes the shim with its own environment, in the bundle, for each start and delete: -I ignores both, and
-# pip's script imports a module of regular expressions first.
-launcher = printf '\#!%s/python -I\nimport sys\nfrom procs.shim.cli import main\nsys.exit(main())\n' $(1) > $(or $(2),$(1))/containerd-shim-kata-v2
+# containerd executes the shim with its own environment, in the bundle, for each start and delete: -I ignores both. -S
+# saves 3 ms of 11 that Python takes to start, and pip's script would import a module of regular expressions first.
+# Arguments: the virtual environment, the directory to write to, and where the packages are if not in the environment.
+launcher = printf '\#!%s/bin/python -IS\nimport sys\nsys.path += %s\nfrom procs.shim.cli import main\nsys.exit(main())\n' \
+  $(1) '$(foreach path,$(1)/lib/python3.11/site-packages $(3),"$(path)",)' > $(2)/containerd-shim-kata-v2
 
 .PHONY: help setup packages venv image demo test lint type test-unit test-process test-vm test-e2e containerds test-containerd test-upstream test-vsock test-real-vmm test-soak bench wheel install clean
 
@@ -63,7 +65,7 @@ $(VENV)/.ready: requirements/dev.lock pyproject.toml | packages
 	$(PYTHON) -m venv $(VENV); \
 	$(PIP) --require-hashes -r requirements/dev.lock | $(call steps,Collecting|Installing); \
 	$(PIP) -q --no-deps --no-build-isolation --editable . --config-settings editable_mode=compat; \
-	$(call launcher,$(CURDIR)/$(BIN)); \
+	$(call launcher,$(CURDIR)/$(VENV),$(CURDIR)/$(BIN),$(CURDIR)); \
 	touch $@; \
 	echo "venv: done in $$SECONDS s"
 
@@ -154,7 +156,7 @@ install: wheel image ## install below DESTDIR and PREFIX (default /opt/pykata)
 	@$(INSTALL) --no-deps --force-reinstall dist/pykata-*.whl
 	@$(INSTALLED)/bin/python -m compileall -q $(if $(DESTDIR),-s $(DESTDIR)) $(INSTALLED)/lib
 	@sed -i 's|$(INSTALLED)|$(PREFIX)|g' $$(grep -rlIF $(INSTALLED) $(INSTALLED)/bin $(INSTALLED)/pyvenv.cfg)
-	@$(call launcher,$(PREFIX)/bin,$(INSTALLED)/bin)
+	@$(call launcher,$(PREFIX),$(INSTALLED)/bin)
 	@install -D -m 0644 supervisord.conf $(INSTALLED)/supervisord.conf
 	@install -d $(INSTALLED)/share/defaults/kata-containers
 	@for name in qemu clh fc; do \

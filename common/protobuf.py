@@ -150,27 +150,32 @@ class Message:
     """Base of all messages: keyword constructor, equality, :meth:`encode`, :meth:`decode`."""
 
     _fields: ClassVar[dict[int, Field]] = {}
+    _defaults: ClassVar[dict[str, object]] = {}
+    _makers: ClassVar[dict[str, type]] = {}
 
     def __init_subclass__(cls) -> None:
         cls._fields = {}
+        cls._defaults = {}
+        cls._makers = {}
         for name, field in list(vars(cls).items()):
             if isinstance(field, Field):
                 field.name = name
                 field.key = _varint(field.number << 3 | _wire_type(field))
                 cls._fields[field.number] = field
+                cls._defaults[name] = field.default
+                if field.repeated or field.kind == "map":
+                    cls._makers[name] = list if field.repeated else dict
                 delattr(cls, name)
 
     def __init__(self, **values: Any) -> None:  # noqa: ANN401
-        for field in self._fields.values():
-            if field.name in values:
-                value = values.pop(field.name)
-            elif field.repeated:
-                value = []
-            else:
-                value = {} if field.kind == "map" else field.default
-            setattr(self, field.name, value)
+        own = vars(self)
+        own.update(self._defaults)
+        for name, make in self._makers.items():
+            own[name] = make()
         if values:
-            raise TypeError(f"{type(self).__name__} has no field {', '.join(sorted(values))}")
+            if not values.keys() <= own.keys():
+                raise TypeError(f"{type(self).__name__} has no field {', '.join(sorted(values.keys() - own.keys()))}")
+            own.update(values)
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)
@@ -224,14 +229,14 @@ class Message:
         if limits.levels < 0:
             raise DecodeError(f"{cls.__name__}: nested deeper than {_MAX_DEPTH}")
         self = cls()
-        view = memoryview(data)
+        data = bytes(data)  # no copy if it is
         at = 0
         try:
-            while at < len(view):
+            while at < len(data):
                 limits.take_field()
-                tag, at = _read_varint(view, at)
+                tag, at = _read_varint(data, at)
                 field = cls._fields.get(tag >> 3)
-                at = _skip(view, at, tag & 7) if field is None else _read_field(self, field, view, at, tag & 7, limits)
+                at = _skip(data, at, tag & 7) if field is None else _read_field(self, field, data, at, tag & 7, limits)
         except (IndexError, struct.error, UnicodeDecodeError) as err:
             raise DecodeError(f"{cls.__name__}: truncated or malformed at byte {at}") from err
         limits.levels += 1
@@ -286,10 +291,13 @@ _ENCODE: dict[str, Callable[[Any], bytes]] = {
 _NUMBER: dict[str, Callable[[int], object]] = {"bool": bool, "uint": int, "int": _to_signed}
 
 
-def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    value = data[at]
+    if value < 0x80:  # nearly every tag and length
+        return value, at + 1
     value = shift = 0
     while True:
-        byte = view[at]
+        byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
@@ -299,64 +307,60 @@ def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
             raise DecodeError("varint longer than ten bytes")
 
 
-def _read_sized(view: memoryview, at: int) -> tuple[memoryview, int]:
-    size, at = _read_varint(view, at)
+def _read_sized(data: bytes, at: int) -> tuple[bytes, int]:
+    size, at = _read_varint(data, at)
     end = at + size
-    if end > len(view):
-        raise DecodeError(f"length {size} exceeds the {len(view) - at} bytes left")
-    return view[at:end], end
+    if end > len(data):
+        raise DecodeError(f"length {size} exceeds the {len(data) - at} bytes left")
+    return data[at:end], end
 
 
-def _skip(view: memoryview, at: int, wire: int) -> int:
+def _skip(data: bytes, at: int, wire: int) -> int:
     if wire == _VARINT:
-        return _read_varint(view, at)[1]
+        return _read_varint(data, at)[1]
     if wire == _LEN:
-        return _read_sized(view, at)[1]
+        return _read_sized(data, at)[1]
     if wire not in (_I64, _I32):
         raise DecodeError(f"unknown wire type {wire}")
     at += 8 if wire == _I64 else 4
-    if at > len(view):
+    if at > len(data):
         raise DecodeError("truncated fixed-width field")
     return at
 
 
-def _read_number(field: Field, view: memoryview, at: int) -> tuple[object, int]:
+def _read_number(field: Field, data: bytes, at: int) -> tuple[Any, int]:
     if field.kind == "double":
-        return struct.unpack_from("<d", view, at)[0], at + 8
-    value, at = _read_varint(view, at)
+        return struct.unpack_from("<d", data, at)[0], at + 8
+    value, at = _read_varint(data, at)
     return _NUMBER[field.kind](value), at
 
 
-def _read_field(target: Message, field: Field, view: memoryview, at: int, wire: int, limits: _Limits) -> int:
+def _read_field(target: Message, field: Field, data: bytes, at: int, wire: int, limits: _Limits) -> int:
     """Read one field's value into ``target``; return where the next one begins."""
-    scalar = field.kind in _PACKED
+    values, name, kind = vars(target), field.name, field.kind
+    scalar = kind in _PACKED
     if scalar and wire == _LEN and field.repeated:
-        packed, end = _read_sized(view, at)
-        values = getattr(target, field.name)
+        packed, end = _read_sized(data, at)
         inner = 0
         while inner < len(packed):
             limits.take_field()
             value, inner = _read_number(field, packed, inner)
-            values.append(value)
+            values[name].append(value)
         return end
-    if wire != (_LEN if not scalar else _I64 if field.kind == "double" else _VARINT):
-        raise DecodeError(f"field {field.name} has wire type {wire}")
+    if wire != (_LEN if not scalar else _I64 if kind == "double" else _VARINT):
+        raise DecodeError(f"field {name} has wire type {wire}")
     if scalar:
-        value, at = _read_number(field, view, at)
+        value, at = _read_number(field, data, at)
     else:
-        data, at = _read_sized(view, at)
-        value = _read_data(field, data, limits)
-    if field.kind == "map":
-        getattr(target, field.name).update(value)
-    elif field.repeated:
-        getattr(target, field.name).append(value)
+        value, at = _read_sized(data, at)
+        if kind == "string":
+            value = value.decode()
+        elif field.message is not None:
+            value = field.message.decode(value, limits)
+    if field.repeated:
+        values[name].append(value)
+    elif kind == "map":
+        values[name][value.key] = value.value
     else:
-        setattr(target, field.name, value)
+        values[name] = value
     return at
-
-
-def _read_data(field: Field, data: memoryview, limits: _Limits) -> object:
-    if field.message is not None:
-        inner = field.message.decode(data, limits)
-        return {inner.key: inner.value} if field.kind == "map" else inner  # type: ignore[attr-defined]
-    return str(data, "utf-8") if field.kind == "string" else bytes(data)

@@ -305,7 +305,7 @@ def from_json(cls: type[M], obj: object, path: str = "$") -> M:
     plain = _checked(obj, dict, path)
     values = {}
     for field in cls.fields():
-        name = _json_name(field)
+        name = _json_name(field.name)
         if plain.get(name) is not None:
             values[field.name] = _value_from_json(field, plain[name], f"{path}.{name}")
     return cls(**values)
@@ -313,17 +313,16 @@ def from_json(cls: type[M], obj: object, path: str = "$") -> M:
 
 def to_json(source: Message) -> dict[str, Any]:
     """Return what ``json.dumps`` takes, in the order of the fields."""
-    plain = {}
-    for field in source.fields():
-        value = getattr(source, field.name)
-        if value or field.name in _REQUIRED:
-            plain[_json_name(field)] = _value_to_json(value)
-    return plain
+    return {
+        _json_name(name): _value_to_json(value) for name, value in vars(source).items() if value or name in _REQUIRED
+    }
 
 
-def _json_name(field: Field) -> str:
-    first, *others = field.name.split("_")
-    return _JSON_NAMES.get(field.name) or first + "".join(word.capitalize() for word in others)
+def _json_name(name: str) -> str:
+    if "_" not in name:
+        return name
+    first, *others = name.split("_")
+    return _JSON_NAMES.get(name) or first + "".join(word.capitalize() for word in others)
 
 
 def _value_from_json(field: Field, value: object, path: str) -> object:

@@ -45,11 +45,13 @@ _MODULES_ON_DEMAND = {
 that a guest has of the host. ext4 is in the kernel, and so is the driver of NVMe."""
 
 _INIT = b"""#!/usr/bin/python3.11 -ISE
-import sys
+import gc, sys
+gc.disable()
 sys.path[:] = "/usr/lib/kata-agent", "/usr/lib/python3.11", "/usr/lib/python3.11/lib-dynload"
 from guest.agent.main import main
 main()
 """
+"""Nothing that a boot makes is garbage; ``main`` turns the collector on when it has made all."""
 
 # A line of `ld.so --list`: "\tlibc.so.6 => PATH (0x...)", or "=> not found"
 _NEEDED = re.compile(r"^\t(?P<name>[^\s/]+) => (?P<path>\S+)", re.MULTILINE)

@@ -39,11 +39,15 @@ _PIECE = 512 << 10
 
 
 class Agent:
-    """Calls the guest's agent. Every call carries the request id of containerd's call that it serves."""
+    """Calls the guest's agent. Every call carries the request id of containerd's call that it serves.
+
+    Attributes:
+        features: what it can do beyond what all agents can, once it was checked.
+    """
 
     def __init__(self, client: TtrpcClient) -> None:
         self._client = client
-        self._features: frozenset[str] = frozenset()
+        self.features: frozenset[str] = frozenset()
 
     @classmethod
     async def connect(cls, channel: Channel) -> Agent:
@@ -63,25 +67,24 @@ class Agent:
         self._client.close()
 
     async def check(self) -> None:
-        """Ask the agent whether it serves.
+        """Ask the agent whether it serves and, in the same round, what it can do beyond what all of them can.
 
         Raises:
             GuestError: it says no.
         """
-        request = agent.CheckRequest(service="")
-        reply = await self._client.call(
-            agent.HEALTH_SERVICE, "Check", request, agent.HealthCheckResponse, timeout_s=CALL_TIMEOUT_S
+        health, details = await asyncio.gather(
+            self._client.call(
+                agent.HEALTH_SERVICE,
+                "Check",
+                agent.CheckRequest(service=""),
+                agent.HealthCheckResponse,
+                timeout_s=CALL_TIMEOUT_S,
+            ),
+            self._ask("GetGuestDetails", agent.GuestDetailsRequest(), agent.GuestDetailsResponse, CALL_TIMEOUT_S),
         )
-        if reply.status != agent.SERVING:
-            raise GuestError(f"the guest's agent answers but does not serve (health status {reply.status})")
-
-    async def features(self) -> frozenset[str]:
-        """Ask what the agent can do beyond what all of them can."""
-        details = await self._ask(
-            "GetGuestDetails", agent.GuestDetailsRequest(), agent.GuestDetailsResponse, CALL_TIMEOUT_S
-        )
-        self._features = frozenset(details.agent_details.extra_features if details.agent_details else ())
-        return self._features
+        if health.status != agent.SERVING:
+            raise GuestError(f"the guest's agent answers but does not serve (health status {health.status})")
+        self.features = frozenset(details.agent_details.extra_features if details.agent_details else ())
 
     async def create_sandbox(
         self, sandbox_id: str, hostname: str, guest_hook_path: str, *, is_shared: bool = True
@@ -126,7 +129,7 @@ class Agent:
     ) -> None:
         """Have the guest mount a container's storages, find its devices and prepare it."""
         resources = spec.linux.resources if spec.linux else None
-        if resources and resources.block_io and agent.DISK_LIMITS_FEATURE not in self._features:
+        if resources and resources.block_io and agent.DISK_LIMITS_FEATURE not in self.features:
             log.get().warning("the agent does not know how fast disks may be used, limits are left out")
             resources.block_io = None
         request = agent.CreateContainerRequest(
@@ -143,7 +146,7 @@ class Agent:
 
     async def release_disk(self, disk: agent.Storage) -> bool:
         """Have the guest let go of a disk that is no container's; return whether it says that it has."""
-        if agent.RELEASE_DISKS_FEATURE not in self._features:
+        if agent.RELEASE_DISKS_FEATURE not in self.features:
             return False
         try:
             await self._call("ReleaseDisks", agent.ReleaseDisksRequest(disks=[disk]), RELEASE_TIMEOUT_S)

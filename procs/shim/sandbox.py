@@ -198,7 +198,7 @@ class Sandbox:
         self._enter("waiting for the guest's agent")
         channel = self._channel(vm)
         self._agent = agent = await self._dial(channel, config)
-        ports = await self._ports(channel, agent)
+        ports = self._ports(channel, agent)
         self._enter("sharing the file system")
         hook_path = config.hypervisor.guest_hook_path
         async with devices.taken_into_use(share) if share else nullcontext():
@@ -290,11 +290,11 @@ class Sandbox:
 
         return open_channel(vm.channel)
 
-    async def _ports(self, channel: Channel, agent: Agent) -> Ports:
+    def _ports(self, channel: Channel, agent: Agent) -> Ports:
         """Return where processes get their streams: the channel's ports, if the agent has them too."""
         from common.protocols.agent import STREAM_PORTS_FEATURE
 
-        if STREAM_PORTS_FEATURE in await agent.features():
+        if STREAM_PORTS_FEATURE in agent.features:
             channel.ports.tell_taken = agent.tell_taken
             return channel.ports
         from procs.shim.calls import CallPorts
