@@ -3,6 +3,8 @@
 Processes whose parent has ended become our children, since we are a "child subreaper" (prctl(2)): what a test started
 and did not end is found even if it was a daemon. Directories are known by the audit event of ``tempfile.mkdtemp``.
 What is there before a test is of a longer life (a session's host) and is left alone.
+
+Of a run that is killed a sweeper removes what there is (:mod:`common.testing.sweeper`).
 """
 
 from __future__ import annotations
@@ -21,33 +23,48 @@ import hypothesis
 import pytest
 
 from common.testing import isolation
+from common.testing.sweeper import Sweeper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
 _PR_SET_CHILD_SUBREAPER = 36
 _GRACE_S = 20.0
 """How long an orphan that is on its way out may take, on a loaded machine."""
 
 _made: list[Path] = []
-
-
-def _note(event: str, arguments: tuple[object, ...]) -> None:
-    if event == "tempfile.mkdtemp":
-        _made.append(Path(str(arguments[0])))
+_SWEEPER = pytest.StashKey[Sweeper]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--containerd", type=Path, help="directory of the containerd under test; default: the host's")
 
 
-def pytest_configure() -> None:
-    sys.addaudithook(_note)
+def pytest_configure(config: pytest.Config) -> None:
+    sweeper = config.stash[_SWEEPER] = Sweeper()
+
+    def note(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "tempfile.mkdtemp":
+            _made.append(Path(str(arguments[0])))
+            sweeper.note(str(arguments[0]))
+
+    sys.addaudithook(note)
     hypothesis.settings.register_profile("any machine", deadline=None)  # no test is about wall time
     hypothesis.settings.load_profile("any machine")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: whoever started something ends it
+    signal.signal(signal.SIGTERM, _interrupt)
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[_SWEEPER].close()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Be interrupted as by Ctrl-C, and once: `timeout` says it twice, and the second would interrupt the cleaning."""
+    signal.signal(number, lambda *_: None)
+    signal.default_int_handler(number, frame)
 
 
 @pytest.fixture(autouse=True)
