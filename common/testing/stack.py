@@ -219,7 +219,7 @@ class Stack:
     def new_lines(self, log: str) -> Iterator[Iterator[str]]:
         """What is written to a log from now on, line by line as it comes, until one waited too long."""
         path = self.run_dir / "log" / log
-        with _tail(path, path.stat().st_size) as lines:
+        with tail_of(path, path.stat().st_size) as lines:
             yield lines
 
     def start_containerd(self) -> None:
@@ -239,7 +239,7 @@ class Stack:
                 stderr=log,
                 process_group=0,  # Ctrl-C is for whoever uses the stack: it ends in our order
             )
-        with _tail(path, said_before, f"--pid={self.containerd.pid}") as lines:
+        with tail_of(path, said_before, f"--pid={self.containerd.pid}") as lines:
             is_ready = any(_READY in line for line in lines)
         if not is_ready:
             self.containerd.wait()
@@ -295,7 +295,7 @@ async def _wait_services(services: Iterable[str]) -> None:
 
 
 @contextmanager
-def _tail(path: Path, offset: int, *options: str) -> Iterator[Iterator[str]]:
+def tail_of(path: Path, offset: int = 0, *options: str) -> Iterator[Iterator[str]]:
     """The lines of a file from an offset on, those that are there and those that come, until one waited too long."""
     limit = ["/usr/bin/timeout", str(_READY_TIMEOUT_S)]
     command = [*limit, "/usr/bin/tail", "-c", f"+{offset + 1}", "-f", *options, str(path)]
