@@ -11,7 +11,7 @@ GUEST := build/guest
 PREFIX ?= /opt/pykata
 INSTALLED = $(DESTDIR)$(PREFIX)
 PYTEST := $(BIN)/python -m pytest
-HOST = $(BIN)/python deploy/kvm_host.py --timeout 14400 --spare-disk --
+HOST = $(BIN)/python deploy/kvm_host.py --timeout 14400 --spare-disk $(if $(KERNEL),--kernel $(abspath $(KERNEL))) --
 
 # Debian packages: a file that tells that it is there, wherever it came from, then the package. The guest's own packages
 # are only downloaded.
@@ -108,7 +108,7 @@ test-upstream: setup ## our shim with upstream's agent: AGENT=path of its progra
 test-vsock: setup ## tests of QEMU's vsock daemon on a real one: DAEMON=path of a vhost-device-vsock
 	@PYKATA_TEST_VSOCK_DAEMON="$(abspath $(DAEMON))" $(PYTEST) -q -n 2 --dist loadfile tests/process/test_vsock_daemon.py tests/e2e/test_vsock_daemon.py
 
-test-real-vmm: setup ## hotplug tests on your Cloud Hypervisor (CH=path) or Firecracker (FC=path, jailer beside it); HOST= if KVM works
+test-real-vmm: setup ## hotplug tests on your Cloud Hypervisor (CH=path) or Firecracker (FC=path, jailer beside it); KERNEL=a Debian package; HOST= if KVM works
 	@$(if $(CH),install -D $(CH) build/real-vmm/cloud-hypervisor)
 	@$(if $(FC),install -D -t build/real-vmm $(FC) $(dir $(FC))jailer)
 	@PYKATA_TEST_TIMEOUT_S=3600 $(if $(CH),PYKATA_TEST_CH=$(CURDIR)/build/real-vmm/cloud-hypervisor) \

@@ -15,7 +15,8 @@ KVM (``make test-real-vmm``).
 
 With ``--spare-disk`` that host has an IOMMU too, and an NVMe disk that nobody needs: a guest of it may have that whole.
 
-Kernel and modules are those of the guest image (``make image``), the rest is one busybox; nothing is installed. The
+Kernel and modules are those of the guest image (``make image``), or of the Debian package that ``--kernel`` names, for
+what Debian 12's kernel has not, like the Landlock of Linux 6.2. The rest is one busybox; nothing is installed. The
 exit status is COMMAND's, or 124 if the time limit passed or the emulated host fell over: then its console's last lines
 say why. With two processors, long runs of nested guests were seen to hang it: so it has one unless told otherwise.
 """
@@ -23,6 +24,7 @@ say why. With two processors, long runs of nested guests were seen to hang it: s
 from __future__ import annotations
 
 import argparse
+import lzma
 import os
 import shlex
 import socket
@@ -31,7 +33,7 @@ import sys
 import tempfile
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from common.errors import KataError, NotFoundError
 from common.testing.spare_disk import SERIAL
@@ -83,11 +85,24 @@ poweroff -f
 """
 
 
+class _Kernel(NamedTuple):
+    """What is booted.
+
+    Attributes:
+        image: an ELF file or a bzImage.
+        root: where its modules are below ``lib/modules``.
+    """
+
+    image: Path
+    root: Path
+
+
 def main() -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(description="Runs a command on an emulated host whose KVM works.")
     parser.add_argument("--memory", type=int, default=6144, metavar="MIB", help="default: %(default)s")
     parser.add_argument("--cpus", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--kernel", type=Path, metavar="DEB", help="a Debian package of another kernel")
     parser.add_argument("--spare-disk", action="store_true", help="with an IOMMU and an NVMe disk that nobody needs")
     parser.add_argument("--timeout", type=int, default=3600, metavar="SECONDS", help="default: %(default)s")
     parser.add_argument("command", nargs="+")
@@ -97,9 +112,26 @@ def main() -> int:
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvm-host-", dir=_outside_tmp())))
         (work / "script").write_text(_script(arguments.command))
-        _write_initrd(work)
+        kernel = _unpack(arguments.kernel, work) if arguments.kernel else _Kernel(GUEST / "vmlinux", unpacked(GUEST))
+        _write_initrd(work, kernel)
         files = stack.enter_context(_files(work))
-        return _run(work, files, arguments)
+        return _run(work, kernel, files, arguments)
+
+
+def _unpack(package: Path, work: Path) -> _Kernel:
+    """Unpack a kernel's package, and its modules, which newer ones compress.
+
+    Raises:
+        NotFoundError: it is no such package.
+    """
+    root = work / "kernel"
+    done = subprocess.run(["dpkg-deb", "-x", package, root], capture_output=True, text=True, check=False)
+    image = next(root.glob("boot/vmlinuz-*"), None)
+    if image is None:
+        raise NotFoundError(f"{package} is no Debian package of a kernel: {done.stderr.strip() or 'no boot/vmlinuz-*'}")
+    for file in root.glob("**/*.ko.xz"):
+        file.with_suffix("").write_bytes(lzma.decompress(file.read_bytes()))
+    return _Kernel(image, root)
 
 
 def _outside_tmp() -> str:
@@ -115,7 +147,7 @@ def _script(command: list[str]) -> str:
     return "\n".join([*variables, patience, "ip link set lo up", f"cd {here}", f"exec {shlex.join(command)}\n"])
 
 
-def _write_initrd(work: Path) -> None:
+def _write_initrd(work: Path, kernel: _Kernel) -> None:
     archive = Archive()
     archive.add_file("/init", _INIT.format(work=work, cwd=Path.cwd()).encode(), 0o755)
     archive.add_file("/bin/busybox", BUSYBOX.read_bytes(), 0o755)
@@ -123,7 +155,9 @@ def _write_initrd(work: Path) -> None:
         archive.add_link(f"/bin/{applet}", "busybox")
     for directory in ("/dev", "/proc", "/sys", "/host"):
         archive.add_directory(directory)
-    files = module_files(unpacked(GUEST), _MODULES)
+    lists = kernel.root.glob("lib/modules/*/modules.builtin")
+    built_in = {Path(line).stem for file in lists for line in file.read_text().split()}
+    files = module_files(kernel.root, [name for name in _MODULES if name not in built_in])
     archive.add_file("/modules/order", "".join(f"{file.name}\n" for file in files).encode())
     for file in files:
         archive.add_file(f"/modules/{file.name}", file.read_bytes())
@@ -147,14 +181,14 @@ def _files(work: Path) -> Iterator[Path]:
         daemon.wait()
 
 
-def _run(work: Path, files: Path, arguments: argparse.Namespace) -> int:
+def _run(work: Path, kernel: _Kernel, files: Path, arguments: argparse.Namespace) -> int:
     ram = f"memory-backend-memfd,id=ram,size={arguments.memory}M,share=on"
     command = [
         *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"),  # it ends with us, however that is
         *("-machine", "q35,memory-backend=ram", "-object", ram, "-m", str(arguments.memory)),
         *("-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(arguments.cpus)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", f"file:{work}/console"),
-        *("-kernel", str(GUEST / "vmlinux"), "-initrd", str(work / "initrd")),
+        *("-kernel", str(kernel.image), "-initrd", str(work / "initrd")),
         *("-append", f"{_KERNEL_PARAMETERS} {'intel_iommu=on' if arguments.spare_disk else ''}"),
         *("-chardev", f"socket,id=files,path={files}", "-device", "vhost-user-fs-pci,chardev=files,tag=host"),
         *("-device", "virtio-serial-pci", "-chardev", "stdio,id=output,signal=off"),

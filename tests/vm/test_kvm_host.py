@@ -42,6 +42,18 @@ def test_it_has_a_disk_to_spare_behind_an_iommu() -> None:
     assert (done.returncode, len(done.stdout.split())) == (0, 1), "alone in its group"
 
 
+def test_it_says_what_is_no_kernel() -> None:
+    done = subprocess.run(
+        [sys.executable, "deploy/kvm_host.py", "--kernel", "pyproject.toml", "--", "true"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "pyproject.toml is no Debian package of a kernel" in done.stderr
+
+
 @pytest.mark.soak
 def test_it_says_when_the_time_has_passed() -> None:
     done = subprocess.run(
