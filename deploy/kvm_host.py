@@ -125,7 +125,7 @@ def _unpack(package: Path, work: Path) -> _Kernel:
         NotFoundError: it is no such package.
     """
     root = work / "kernel"
-    done = subprocess.run(["dpkg-deb", "-x", package, root], capture_output=True, text=True, check=False)
+    done = subprocess.run(["/usr/bin/dpkg-deb", "-x", package, root], capture_output=True, text=True, check=False)
     image = next(root.glob("boot/vmlinuz-*"), None)
     if image is None:
         raise NotFoundError(f"{package} is no Debian package of a kernel: {done.stderr.strip() or 'no boot/vmlinuz-*'}")
