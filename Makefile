@@ -102,8 +102,11 @@ test-vm: setup ## real VMs
 test-e2e: setup ## real containerd, real VMs
 	@$(PYTEST) -q -n 2 --dist loadfile tests/e2e
 
-test-upstream: setup ## our shim with upstream's agent: AGENT=path of its program
-	@PYKATA_UPSTREAM_AGENT="$(abspath $(AGENT))" $(PYTEST) -q -n 1 tests/upstream
+test-upstream: setup ## our shim with upstream's agent (AGENT=path), upstream's shim with our guest (SHIM=path; HOST= if KVM works)
+	@$(if $(AGENT),PYKATA_UPSTREAM_AGENT="$(abspath $(AGENT))" $(PYTEST) -q -n 1 tests/upstream)
+	@$(if $(SHIM),install -D $(SHIM) build/upstream/containerd-shim-kata-v2)
+	@$(if $(SHIM),PYKATA_TEST_TIMEOUT_S=3600 PYKATA_UPSTREAM_SHIM=$(CURDIR)/build/upstream/containerd-shim-kata-v2 \
+		$(HOST) $(PYTEST) -v -raP -n 0 -o faulthandler_timeout=3600 tests/upstream)
 
 test-vsock: setup ## tests of QEMU's vsock daemon on a real one: DAEMON=path of a vhost-device-vsock
 	@PYKATA_TEST_VSOCK_DAEMON="$(abspath $(DAEMON))" $(PYTEST) -q -n 2 --dist loadfile tests/process/test_vsock_daemon.py tests/e2e/test_vsock_daemon.py

@@ -71,7 +71,7 @@ class Stack:
         listen: str = "127.0.0.1:0",
         hypervisor: str = "qemu",
         section: Mapping[str, object] | None = None,
-        containerd: Path | None = None,
+        programs: Path | None = None,
         plugins: Mapping[str, object] | None = None,
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -81,7 +81,8 @@ class Stack:
             listen: where kata-monitor listens.
             hypervisor: what its sandboxes run on.
             section: changes to that one's section in configuration.toml, for all of this stack's life.
-            containerd: the directory of another containerd than the host's, with its ``ctr`` and its shim of runc.
+            programs: a directory of programs that are taken before the host's: another containerd with its ``ctr`` and
+                its shim of runc, or another shim.
             plugins: what containerd's configuration says of its plugins; it ignores those that it does not have.
             report: is told each step of the start, in words, before it is done.
         """
@@ -95,7 +96,7 @@ class Stack:
         self._hypervisor = hypervisor
         self._section = dict(section or {})
         self._plugins = dict(plugins or {})
-        self._programs = [BIN, *([containerd] if containerd else []), "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+        self._programs = [BIN, *([programs] if programs else []), "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
         self._report = report
         self._exit = ExitStack()
         self.supervisord: subprocess.Popen[bytes]

@@ -33,7 +33,7 @@ def host(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) 
         "io.containerd.snapshotter.v1.blockfile": blockfile,
         "io.containerd.snapshotter.v1.erofs": {"default_size": "16MiB"},
     }
-    with Stack(containerd=containerd and containerd.resolve(), plugins=plugins) as stack:
+    with Stack(programs=containerd and containerd.resolve(), plugins=plugins) as stack:
         yield stack
     assert stack.left_behind == []
 

@@ -1,7 +1,7 @@
-"""A real VM with upstream's agent in it, behind our shim. Run by ``make test-upstream AGENT=path``, else not collected.
+"""Upstream's agent behind our shim, and our guest behind upstream's shim.
 
-The agent is init of an initrd made of ours: the kernel's modules are loaded by a few lines of Python, which then become
-the agent.
+Run by ``make test-upstream AGENT=path`` and ``make test-upstream SHIM=path``, else not collected. The agent is init of
+an initrd made of ours: the kernel's modules are loaded by a few lines of Python, which then become the agent.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 AGENT = os.environ.get("PYKATA_UPSTREAM_AGENT", "")
-collect_ignore_glob = [] if AGENT else ["test_*.py"]
+SHIM = os.environ.get("PYKATA_UPSTREAM_SHIM", "")
+_NEEDS = {"test_agent.py": AGENT, "test_vsock_daemon.py": AGENT, "test_shim.py": SHIM}
+collect_ignore = [name for name, path in _NEEDS.items() if not path]
 
 _REPOSITORY = Path(__file__).parents[2]
 _NEEDED = re.compile(r"=> (?P<path>/\S+)")
