@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _END_TIMEOUT_S = 1.0
 """How long a VMM that does not answer any more may take to end: its socket is closed before its end shows."""
+_NO_VM = "a sandbox is over when its VM is; why that ended is in the log of its shim"
 
 
 class Registry:
@@ -64,7 +65,7 @@ class Registry:
             NotFoundError: it has none.
         """
         if sandbox_id not in self._machines:
-            raise NotFoundError(f"sandbox {sandbox_id} has no running VM")
+            raise NotFoundError(f"sandbox {sandbox_id} has no running VM", hint=_NO_VM)
         return self._machines[sandbox_id]
 
     def vms(self) -> tuple[Vm, ...]:
@@ -231,7 +232,7 @@ class Registry:
         """
         machine = self.machine(sandbox_id)
         if not machine.is_running:
-            raise NotFoundError(f"the VM of sandbox {sandbox_id} has ended")
+            raise NotFoundError(f"the VM of sandbox {sandbox_id} has ended", hint=_NO_VM)
         return machine
 
     def _lock(self, sandbox_id: str) -> asyncio.Lock:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from common.errors import AlreadyExistsError, ExhaustedError, HypervisorError
+from common.errors import AlreadyExistsError, ExhaustedError, HypervisorError, NotFoundError
+from common.linux import identity
 from common.services import device
 from common.testing.demands import How
 from common.testing.fake_vmms import FAKES
@@ -197,3 +198,19 @@ async def test_killed_while_the_hypervisor_thinks_both_managers_come_back_and_co
         again = await attached(stand, "a")
         assert again.state == "attached"
         await agree(stand, again)
+
+
+@on_fakes
+@in_event_loop
+async def test_a_vm_that_is_dead_gets_no_device_and_its_devices_are_gone(hypervisor: str) -> None:
+    async with plugging(hypervisor) as stand:
+        plugged = await stand.devices.attach(spec=stand.disk("a"))
+        identity.kill(stand.vm.process.pid, stand.vm.process.start_time)
+        await stand.devices.wait_devices({})
+        with pytest.raises(NotFoundError, match="has no running VM") as refused:
+            await stand.devices.attach(spec=stand.disk("a"))
+        with pytest.raises(NotFoundError, match="no device") as unknown:
+            await stand.devices.confirm(plugged)
+        assert refused.value.hint
+        assert unknown.value.hint
+        assert await stand.devices.list() == ()
