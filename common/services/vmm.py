@@ -228,6 +228,14 @@ class PresentDevices(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[PresentDevice, ...]
 
 
+CREATE_TIMEOUT_S = 120.0
+"""How long a caller of ``create_vm`` waits, in seconds.
+
+A manager gives up by itself, with the reason, when a step of a start takes 30 s: a hypervisor has two or three. And the
+first VM of a host may have to wait until the manager knows whether KVM works. A manager that ends is noticed at once:
+this is the limit for one that hangs.
+"""
+
 CREATE_VM = Verb("create_vm", CreateVm, Vm)
 DESCRIBE_VM = Verb("describe_vm", SandboxRef, VmStatus)
 DESTROY_VM = Verb("destroy_vm", SandboxRef, Empty)

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from common.config import HypervisorConfig
     from procs.shim.launch import Launch
 
-CREATE_TIMEOUT_S = 20
-
 
 class Order:
     """A VM that was asked for.
@@ -48,7 +46,7 @@ class Order:
             is_held=bool(self.functions),
         )
         self.service = vmm.service_name(section.name)
-        self.early = EarlyCall(self.service, vmm.CREATE_VM, self.wish, timeout_s=CREATE_TIMEOUT_S)
+        self.early = EarlyCall(self.service, vmm.CREATE_VM, self.wish, timeout_s=vmm.CREATE_TIMEOUT_S)
 
 
 def _functions(section: HypervisorConfig, bundle: str) -> tuple[vmm.VfioSpec, ...]:

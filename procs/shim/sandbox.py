@@ -23,7 +23,7 @@ from common import log
 from common.errors import GuestError, KataError, UnavailableError
 from common.linux import identity
 from common.services import vmm
-from procs.shim.order import CREATE_TIMEOUT_S, Order
+from procs.shim.order import Order
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -228,7 +228,7 @@ class Sandbox:
         """Ask for the VM again, now that the answer can be waited for."""
         try:
             return await self._bus.call(
-                order.service, vmm.CREATE_VM, order.wish, timeout_s=CREATE_TIMEOUT_S, call_id=order.early.call_id
+                order.service, vmm.CREATE_VM, order.wish, timeout_s=vmm.CREATE_TIMEOUT_S, call_id=order.early.call_id
             )
         finally:
             order.early.close()
@@ -239,7 +239,7 @@ class Sandbox:
         for function in order.functions:
             await devices.plug(function, holder=self.sandbox_id, use_s=use_s)
         ref = vmm.SandboxRef(sandbox_id=self.sandbox_id)
-        await self._bus.call(order.service, vmm.RESUME_VM, ref, timeout_s=CREATE_TIMEOUT_S)
+        await self._bus.call(order.service, vmm.RESUME_VM, ref, timeout_s=vmm.CREATE_TIMEOUT_S)
 
     def _watch(self, vm: Vm) -> None:
         """Learn of the VMM's end from the kernel."""
