@@ -24,11 +24,11 @@ from common.testing.device_stand import DeviceManager
 from common.testing.fake_vmms import FAKES, Fake, trust_kvm
 from common.testing.isolation import run_dir
 from common.testing.real_vmms import REAL
-from common.testing.vmm_stand import Manager, managing
+from common.testing.vmm_stand import Manager, booted, managing
 from common.testing.vmms import Vmm
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from common.services.vmm import Vm
@@ -38,6 +38,9 @@ V = TypeVar("V", bound=Vmm)
 
 ALL: dict[str, type[Vmm]] = {**FAKES, **REAL}
 """Every hypervisor that there is to test with."""
+
+_REMOVAL_TIMEOUT_S = 50.0
+"""A guest of an emulated host takes its time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +106,38 @@ async def plugging_into(kind: type[V], *arguments: str) -> AsyncIterator[Hotplug
         stack.callback(devices.kill)
         await devices.start()
         yield HotplugStand(sandbox_id=sandbox_id, devices=devices, manager=manager, vm=vm, vmm=vmm)
+
+
+@asynccontextmanager
+async def running(hypervisor: str, section: Mapping[str, object]) -> AsyncIterator[tuple[Vm, DeviceManager]]:
+    """Provide a sandbox with a real VM whose guest has booted, and its devices; and end all of it.
+
+    Args:
+        hypervisor: its name.
+        section: changes to a configuration that works.
+    """
+    sandbox_id = f"v{uuid.uuid4().hex[:8]}"
+    async with AsyncExitStack() as stack:
+        trust_kvm(stack.enter_context(run_dir()))
+        Path(paths.sandbox_dir(sandbox_id)).mkdir(parents=True)
+        manager = await stack.enter_async_context(managing(hypervisor))
+        bus = await stack.enter_async_context(BusClient())
+        stack.callback(shutil.rmtree, paths.sandbox_dir(sandbox_id))
+        stack.callback(cgroup.kill, sandbox_id)
+        stack.push_async_callback(manager.destroy, sandbox_id)
+        vm = await manager.create(sandbox_id, **section)
+        devices = DeviceManager(
+            bus,
+            sandbox_id,
+            vm.hotplug_buses,
+            hypervisor=vm.hypervisor,
+            version=vm.version,
+            removal_timeout_s=_REMOVAL_TIMEOUT_S,
+        )
+        stack.callback(devices.kill)
+        await devices.start()
+        await booted(vm)
+        yield vm, devices
 
 
 @asynccontextmanager

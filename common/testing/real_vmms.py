@@ -10,16 +10,14 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from common import paths
-from common.channel import AGENT_VSOCK_PORT
 from common.config import BlockDriver
-from common.services.channel import HybridVsock
 from common.testing.clh_api import ClhApi
+from common.testing.guest_door import wait_agent
 from common.testing.vmms import Vmm
 
 if TYPE_CHECKING:
@@ -37,9 +35,10 @@ class RealCloudHypervisor(Vmm):
     """A Cloud Hypervisor whose guest runs this project's agent.
 
     Attributes:
-        boot_s: from the program's start until the agent takes connections.
+        program: its path.
     """
 
+    program = os.environ.get(CH_VARIABLE, "")
     hypervisor = "clh"
     bus = "segment0"
     removal_timeout_s = 30.0
@@ -48,12 +47,11 @@ class RealCloudHypervisor(Vmm):
     def __init__(self) -> None:
         self._vm: Vm
         self._api: ClhApi
-        self.boot_s = 0.0
 
     async def connect(self, vm: Vm) -> None:
         """Wait until the guest's agent takes connections."""
         self._vm, self._api = vm, ClhApi(paths.vm_dir(vm.sandbox_id))
-        self.boot_s = await _wait_agent(vm)
+        await _wait_agent(vm)
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -90,16 +88,17 @@ class RealCloudHypervisor(Vmm):
     @classmethod
     def install(cls, directory: Path, *_: str) -> str:
         """Copy the program to where it is read from memory; return its path."""
-        return str(shutil.copy(os.environ[CH_VARIABLE], directory / "cloud-hypervisor"))
+        return str(shutil.copy(cls.program, directory / "cloud-hypervisor"))
 
 
 class RealFirecracker(Vmm):
     """A jailed Firecracker with disks on PCI. Its guest has not looked for the disks, so it has nothing to let go.
 
     Attributes:
-        boot_s: from the jailer's start until the agent takes connections.
+        program: its path.
     """
 
+    program = os.environ.get(FC_VARIABLE, "")
     hypervisor = "firecracker"
     config: ClassVar[dict[str, object]] = {**_JAILED, "block_device_driver": BlockDriver.VIRTIO_BLK}
     bus = "pci"
@@ -109,12 +108,11 @@ class RealFirecracker(Vmm):
 
     def __init__(self) -> None:
         self._vm: Vm
-        self.boot_s = 0.0
 
     async def connect(self, vm: Vm) -> None:
         """Wait until the guest's agent takes connections."""
         self._vm = vm
-        self.boot_s = await _wait_agent(vm)
+        await _wait_agent(vm)
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -140,7 +138,7 @@ class RealFirecracker(Vmm):
     @classmethod
     def install(cls, directory: Path, *_: str) -> str:
         """Copy the program to where it is read from memory; return its path."""
-        return str(shutil.copy(os.environ[FC_VARIABLE], directory / "firecracker"))
+        return str(shutil.copy(cls.program, directory / "firecracker"))
 
 
 class RealFirecrackerWithPlaceholders(RealFirecracker):
@@ -156,16 +154,9 @@ def _file_of(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-async def _wait_agent(vm: Vm) -> float:
-    """Wait until the agent takes connections; return how old the VMM's process is then, in seconds."""
-    assert isinstance(vm.channel, HybridVsock)
+async def _wait_agent(vm: Vm) -> None:
     async with asyncio.timeout(_BOOT_TIMEOUT_S):
-        reader, writer = await asyncio.open_unix_connection(vm.channel.socket)
-        writer.write(f"CONNECT {AGENT_VSOCK_PORT}\n".encode())
-        answer = await reader.readline()
-    writer.close()
-    assert answer.startswith(b"OK "), answer
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - vm.process.start_time / os.sysconf("SC_CLK_TCK")
+        await wait_agent(vm.channel)
 
 
 Real = RealCloudHypervisor | RealFirecracker

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
-import uuid
-from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from common import paths
-from common.bus.client import BusClient
-from common.linux import cgroup
 from common.services.vmm import VfioSpec
-from common.testing.device_stand import DeviceManager
 from common.testing.fake_vmms import trust_kvm
-from common.testing.isolation import in_event_loop, run_dir
+from common.testing.hotplug_stand import running
+from common.testing.isolation import in_event_loop
 from common.testing.real_vmms import CH_VARIABLE, REAL
 from common.testing.spare_disk import SpareDisk, spare_disk
 from common.testing.stack import IMAGE, RUNTIME, Stack
-from common.testing.vmm_stand import booted, managing
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 BRIDGE: dict[str, object] = {"hot_plug_vfio": "bridge-port"}
 ROOT_PORT: dict[str, object] = {"hot_plug_vfio": "root-port", "pcie_root_port": 1}
@@ -32,8 +20,6 @@ CLH = {"clh": ("clh", {"hot_plug_vfio": "root-port", "path": os.environ[CH_VARIA
 HOT = {"qemu, a bridge": ("qemu", BRIDGE), "qemu, a root port": ("qemu", ROOT_PORT), **CLH}
 WAYS = {**HOT, "qemu, cold": ("qemu", {"cold_plug_vfio": "root-port"})}
 ROUNDS = 3
-REMOVAL_TIMEOUT_S = 50.0
-"""A guest of an emulated host takes its time."""
 BOOT_TIMEOUT_S = 600
 RUN_TIMEOUT_S = 900
 SCRIPT = """
@@ -73,7 +59,7 @@ async def test_what_a_running_guest_has_let_go_is_the_hosts_at_once(
 ) -> None:
     disk = the_disk()
     spec = VfioSpec(source=disk.address, is_express=section is ROOT_PORT)
-    async with running(hypervisor, section) as devices:
+    async with running(hypervisor, section) as (_, devices):
         for number in range(ROUNDS):
             with disk.lent():
                 given = await devices.confirm(await devices.attach(spec=spec))
@@ -89,31 +75,3 @@ def the_disk() -> SpareDisk:
     disk = spare_disk()
     assert disk is not None
     return disk
-
-
-@asynccontextmanager
-async def running(hypervisor: str, section: dict[str, Any]) -> AsyncIterator[DeviceManager]:
-    """A guest that has booted, by its devices."""
-    sandbox_id = f"v{uuid.uuid4().hex[:8]}"
-    with run_dir() as directory:
-        trust_kvm(directory)
-        Path(paths.sandbox_dir(sandbox_id)).mkdir(parents=True)
-        async with managing(hypervisor) as manager, BusClient() as bus:
-            vm = await manager.create(sandbox_id, **section)
-            devices = DeviceManager(
-                bus,
-                sandbox_id,
-                vm.hotplug_buses,
-                hypervisor=vm.hypervisor,
-                version=vm.version,
-                removal_timeout_s=REMOVAL_TIMEOUT_S,
-            )
-            try:
-                await devices.start()
-                await booted(vm)
-                yield devices
-            finally:
-                devices.kill()
-                await manager.destroy(sandbox_id)
-                cgroup.kill(sandbox_id)
-                shutil.rmtree(paths.sandbox_dir(sandbox_id))
