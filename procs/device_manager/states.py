@@ -24,8 +24,9 @@ A device that is gone has no row any more: its bus, slot and source are free. Un
 overdue the list decides, and a device that is still there is quarantined.
 
 *Doubt is a normal event.* After our own start, or when the outcome of a command is not known, a device is ``RESUMED``:
-its command is repeated, or the list is asked. When the VM manager may have told us something that we ``MISSED``, the
-list is asked. Each state knows what to do then, so recovery is no other code than the normal way.
+its command is repeated, or the list is asked; of a removal both, since the answer to a repeated call is that of the
+first, and what came of it may have been told to nobody. When the VM manager may have told us something that we
+``MISSED``, the list is asked. Each state knows what to do then, so recovery is no other code than the normal way.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ TRANSITIONS: dict[tuple[State, Event], Step] = {
     (State.DETACHING, Event.ACCEPTED): (State.DETACHING, (Action.WATCH,)),
     (State.DETACHING, Event.REFUSED): (State.DETACHING, (Action.WATCH,)),  # it may have acted all the same
     (State.DETACHING, Event.UNANSWERED): (State.DETACHING, (Action.WATCH,)),
-    (State.DETACHING, Event.RESUMED): (State.DETACHING, (Action.REMOVE,)),
+    (State.DETACHING, Event.RESUMED): (State.DETACHING, (Action.REMOVE, Action.ASK)),
     (State.DETACHING, Event.OVERDUE): (State.OVERDUE, (Action.ASK,)),
     (State.OVERDUE, Event.UNANSWERED): (State.OVERDUE, (Action.ASK,)),
     (State.OVERDUE, Event.PRESENT): (State.QUARANTINED, (Action.REPORT_QUARANTINED, Action.COOL, Action.ANSWER)),

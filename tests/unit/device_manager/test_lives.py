@@ -482,6 +482,19 @@ def test_a_removal_that_was_accepted_has_not_happened(machine: Machine) -> None:
     assert len(set(places)) == 2
 
 
+def test_a_removal_that_was_confirmed_to_nobody_is_found_at_once(machine: Machine) -> None:
+    """The VM manager still knows that it was accepted, and says so again."""
+    machine.attach("/a", "c1")
+    carried_out(machine, vmm.AddDevice)
+    (device,) = machine.rows.load()
+    machine.ask(machine.service.detach(DeviceRef(device_id=device.device_id, holder="c1")))
+    carried_out(machine, vmm.RemoveDevice)
+    machine.hypervisor.let_go(device.hypervisor_id)
+    machine.kill_and_start()
+    carried_out(machine, vmm.SandboxRef)
+    assert states(machine) == [], "before any time is over"
+
+
 def test_a_device_that_goes_before_its_add_is_answered_is_lost(machine: Machine) -> None:
     machine.attach("/a", "c1")
     add = asked(machine, vmm.AddDevice)
