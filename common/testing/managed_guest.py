@@ -138,9 +138,14 @@ def _storage(disk: Device) -> Storage:
     )
 
 
-def hotplugging(sandbox_id: str, **config: Any) -> AbstractAsyncContextManager[HotplugStand]:  # noqa: ANN401 - of QemuConfig
-    """Both managers, and a guest that has booted."""
-    return _running(sandbox_id, config, None)
+def hotplugging(
+    sandbox_id: str,
+    *,
+    removal_timeout_s: float = _REMOVAL_TIMEOUT_S,
+    **config: Any,  # noqa: ANN401 - of QemuConfig
+) -> AbstractAsyncContextManager[HotplugStand]:
+    """Both managers, and a guest that has booted; it may take so long to let a device go."""
+    return _running(sandbox_id, config, None, removal_timeout_s)
 
 
 def cold_plugging(sandbox_id: str, plug: Plug, **config: Any) -> AbstractAsyncContextManager[HotplugStand]:  # noqa: ANN401 - of QemuConfig
@@ -149,10 +154,12 @@ def cold_plugging(sandbox_id: str, plug: Plug, **config: Any) -> AbstractAsyncCo
 
 
 @asynccontextmanager
-async def _running(sandbox_id: str, config: dict[str, Any], plug: Plug | None) -> AsyncIterator[HotplugStand]:
+async def _running(
+    sandbox_id: str, config: dict[str, Any], plug: Plug | None, removal_timeout_s: float = _REMOVAL_TIMEOUT_S
+) -> AsyncIterator[HotplugStand]:
     async with managing() as manager, BusClient() as bus:
         vm = await (manager.hold if plug else manager.create)(sandbox_id, **config)
-        devices = DeviceManager(bus, sandbox_id, vm.hotplug_buses, removal_timeout_s=_REMOVAL_TIMEOUT_S)
+        devices = DeviceManager(bus, sandbox_id, vm.hotplug_buses, removal_timeout_s=removal_timeout_s)
         await devices.start()
         try:
             if plug:
