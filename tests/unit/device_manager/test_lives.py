@@ -26,7 +26,8 @@ from common.errors import (
     UnavailableError,
 )
 from common.services import vmm
-from common.services.device import Abort, Attach, Device, DeviceRef
+from common.services.device import Abort, Attach, DeviceRef
+from common.testing.device_books import Claims, Rows
 from common.workers import Workers
 from procs.device_manager.commands import Command
 from procs.device_manager.lives import Lives
@@ -37,11 +38,11 @@ from procs.device_manager.states import Action, Event
 from procs.device_manager.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Iterator
+    from collections.abc import Coroutine, Iterator
 
     import msgspec
 
-    from common.services.device import Chapter
+    from common.services.device import Device
 
 T = TypeVar("T", bound="msgspec.Struct")
 
@@ -49,45 +50,6 @@ SANDBOX = "s1"
 BUSES = (vmm.HotplugBus(name="scsi0", kind=vmm.BusKind.SCSI, slots=3),)
 SOURCES = ("/a", "/b", "/c", "/d")
 HOLDERS = ("c1", "c2")
-
-
-class Rows:
-    """A journal in memory, which outlives the manager."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, Device] = {}
-
-    def load(self) -> list[Device]:
-        return sorted(self.rows.values(), key=lambda device: device.device_id)
-
-    def save(self, device: Device, _: Chapter) -> None:
-        self.rows[device.device_id] = device
-
-    def remove(self, device: Device, _: Chapter) -> None:
-        del self.rows[device.device_id]
-
-
-class Claims:
-    """The host's claims in memory; there is one sandbox, so nothing is in the way of any."""
-
-    def __init__(self) -> None:
-        self.claimed: dict[str, str] = {}
-
-    def take(self, device: Device) -> None:
-        self.claimed[device.device_id] = device.sandbox_id
-
-    def restore(self, devices: Iterable[Device]) -> None:
-        self.claimed.update((device.device_id, device.sandbox_id) for device in devices)
-
-    def drop(self, device_id: str) -> None:
-        self.claimed.pop(device_id, None)
-
-    def sandboxes(self, _: str) -> set[str]:
-        return set(self.claimed.values())
-
-    def drop_strays(self, _: str, known: Iterable[Device]) -> None:
-        kept = {device.device_id for device in known}
-        self.claimed = {device_id: sandbox for device_id, sandbox in self.claimed.items() if device_id in kept}
 
 
 @dataclass
@@ -436,6 +398,22 @@ def carried_out(machine: Machine, kind: type[T]) -> None:
     machine.answer(running, machine.hypervisor.act(running.request))
 
 
+def plugged(machine: Machine) -> Device:
+    """Have a device plugged; return it."""
+    machine.attach("/a", "c1")
+    carried_out(machine, vmm.AddDevice)
+    (device,) = machine.rows.load()
+    return device
+
+
+def detaching(machine: Machine) -> Device:
+    """Have a device whose removal is accepted; return it."""
+    device = plugged(machine)
+    machine.ask(machine.service.detach(DeviceRef(device_id=device.device_id, holder="c1")))
+    carried_out(machine, vmm.RemoveDevice)
+    return device
+
+
 def states(machine: Machine) -> list[str]:
     return [row.state for row in machine.rows.load()]
 
@@ -471,11 +449,7 @@ def test_each_of_those_who_wait_gets_an_error_of_its_own(machine: Machine) -> No
 
 
 def test_a_removal_that_was_accepted_has_not_happened(machine: Machine) -> None:
-    machine.attach("/a", "c1")
-    carried_out(machine, vmm.AddDevice)
-    (device,) = machine.rows.load()
-    machine.ask(machine.service.detach(DeviceRef(device_id=device.device_id, holder="c1")))
-    carried_out(machine, vmm.RemoveDevice)
+    detaching(machine)
     assert states(machine) == ["detaching"]
     machine.attach("/b", "c1")
     places = [(row.bus, row.slot) for row in machine.rows.load()]
@@ -484,11 +458,7 @@ def test_a_removal_that_was_accepted_has_not_happened(machine: Machine) -> None:
 
 def test_a_removal_that_was_confirmed_to_nobody_is_found_at_once(machine: Machine) -> None:
     """The VM manager still knows that it was accepted, and says so again."""
-    machine.attach("/a", "c1")
-    carried_out(machine, vmm.AddDevice)
-    (device,) = machine.rows.load()
-    machine.ask(machine.service.detach(DeviceRef(device_id=device.device_id, holder="c1")))
-    carried_out(machine, vmm.RemoveDevice)
+    device = detaching(machine)
     machine.hypervisor.let_go(device.hypervisor_id)
     machine.kill_and_start()
     carried_out(machine, vmm.SandboxRef)
@@ -509,11 +479,7 @@ def test_a_device_that_goes_before_its_add_is_answered_is_lost(machine: Machine)
 
 def test_an_answer_that_comes_when_its_device_has_gone_on_is_no_answer(machine: Machine) -> None:
     """The removal is overdue while it is asked for a second time: that it is accepted means nothing any more."""
-    machine.attach("/a", "c1")
-    carried_out(machine, vmm.AddDevice)
-    (device,) = machine.rows.load()
-    machine.ask(machine.service.detach(DeviceRef(device_id=device.device_id, holder="c1")))
-    carried_out(machine, vmm.RemoveDevice)
+    device = detaching(machine)
     machine.hypervisor.remembered.clear()  # the VM manager went away and came back
     machine.lives.happen(device.device_id, Event.RESUMED)
     machine.run_idle()
@@ -591,9 +557,7 @@ def test_the_last_of_several_brings_the_guests_word(machine: Machine) -> None:
 
 def test_a_device_without_the_guests_word_is_gone_with_its_vm(machine: Machine) -> None:
     machine.hypervisor.is_guest_first = True
-    machine.attach("/a", "c1")
-    carried_out(machine, vmm.AddDevice)
-    (device,) = machine.rows.load()
+    device = plugged(machine)
     machine.ask(machine.service.abort(Abort(device_id=device.device_id, holder="c1")))
     assert states(machine) == ["quarantined"]
     machine.attach("/a", "c1")
@@ -604,9 +568,7 @@ def test_a_device_without_the_guests_word_is_gone_with_its_vm(machine: Machine) 
 
 
 def test_an_aborted_attach_is_removed_where_the_hypervisor_asks_the_guest(machine: Machine) -> None:
-    machine.attach("/a", "c1")
-    carried_out(machine, vmm.AddDevice)
-    (device,) = machine.rows.load()
+    device = plugged(machine)
     machine.ask(machine.service.abort(Abort(device_id=device.device_id, holder="c1")))
     carried_out(machine, vmm.RemoveDevice)
     assert states(machine) == ["detaching"]
