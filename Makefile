@@ -143,7 +143,7 @@ test-containerd: setup containerds ## what users see of containers, with newer c
 	done
 
 test-soak: setup ## what takes longer than a gate may
-	@$(PYTEST) -q -m soak tests
+	@PYKATA_TEST_TIMEOUT_S=3600 $(PYTEST) -v -m soak -o faulthandler_timeout=3600 --durations 0 tests
 
 bench: setup ## measure against runc and against the bare boot, in one run, what is installed
 	@$(MAKE) --no-print-directory install DESTDIR= PREFIX=$(CURDIR)/build/installed

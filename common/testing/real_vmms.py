@@ -67,7 +67,7 @@ class RealCloudHypervisor(Vmm):
     async def has(self) -> tuple[set[str], set[str]]:
         """Return the devices' ids, and the names of the files of the run directory that are open."""
         tree = (await asyncio.to_thread(self._api.get, "vm.info"))["device_tree"]
-        devices = {name for name in tree if name.startswith(("_disk", "_fs"))}
+        devices = {name for name in tree if name.startswith(("_disk", "_fs", "_pmem"))}
         return devices, set(self._open_files())
 
     async def totals(self) -> tuple[int, int]:

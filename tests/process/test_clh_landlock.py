@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,30 +15,36 @@ from common.services.vmm import PmemSpec
 from common.testing.clh_api import ClhApi
 from common.testing.demands import How
 from common.testing.fake_vmms import UnconfinedCloudHypervisor
-from common.testing.hotplug_stand import plugging, plugging_into
+from common.testing.hotplug_stand import ALL, plugging, plugging_into
 from common.testing.isolation import in_event_loop
 
 if TYPE_CHECKING:
-    from common.testing.hotplug_stand import FakeStand
+    from common.testing.hotplug_stand import HotplugStand
+    from common.testing.vmms import Vmm
 
 pytestmark = pytest.mark.skipif(landlock.abi() < 3, reason="this kernel has no Landlock of Linux 6.2")
 
 
-def left(stand: FakeStand) -> list[str]:
+CLOUD_HYPERVISORS = {name: kind for name, kind in ALL.items() if kind.hypervisor == "clh"}
+on_all = pytest.mark.parametrize("kind", CLOUD_HYPERVISORS.values(), ids=CLOUD_HYPERVISORS)
+
+
+def left(stand: HotplugStand[Any]) -> list[str]:
     """Return what of files that were shown is still in the VM's directory."""
     directory = Path(paths.vm_dir(stand.sandbox_id))
     names = [file.name for file in directory.iterdir() if file.name.startswith(("disk-", "pmem-"))]
     return [*mounts.mounted_below(str(directory)), *names]
 
 
+@on_all
 @in_event_loop
-async def test_what_comes_later_is_shown_to_it_and_nothing_else() -> None:
-    async with plugging("clh") as stand:
+async def test_what_comes_later_is_shown_to_it_and_nothing_else(tmp_path: Path, kind: type[Vmm]) -> None:
+    async with plugging_into(kind) as stand:
         api = ClhApi(paths.vm_dir(stand.sandbox_id))
         outside = stand.disk("a").source
         assert await asyncio.to_thread(api.put, "vm.add-disk", path=outside) == "Permission denied (os error 13)"
         disk = await stand.devices.attach(spec=stand.disk("a"))
-        memory = Path(paths.run_dir()) / "memory"
+        memory = tmp_path / "memory"
         memory.write_bytes(bytes(2 << 20))
         pmem = await stand.devices.attach(spec=PmemSpec(source=str(memory)))
         assert await stand.vmm.has() == ({disk.hypervisor_id, pmem.hypervisor_id}, {"a"})
