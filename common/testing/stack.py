@@ -73,6 +73,7 @@ class Stack:
         section: Mapping[str, object] | None = None,
         programs: Path | None = None,
         plugins: Mapping[str, object] | None = None,
+        device_managers: int = 1,
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Make the directory; nothing runs yet.
@@ -84,6 +85,7 @@ class Stack:
             programs: a directory of programs that are taken before the host's: another containerd with its ``ctr`` and
                 its shim of runc, or another shim.
             plugins: what containerd's configuration says of its plugins; it ignores those that it does not have.
+            device_managers: how many share the sandboxes.
             report: is told each step of the start, in words, before it is done.
         """
         self.root = Path(tempfile.mkdtemp(prefix="kt-", dir="/tmp"))
@@ -92,7 +94,11 @@ class Stack:
         self.left_behind: list[str] = []
         self._footprint = Footprint(root=self.root, run_dir=self.run_dir, address=self.socket)
         self._listen = listen
-        self.services = {f"vmm-manager-{hypervisor}": vmm.service_name(hypervisor), DEVICE_MANAGER: shards.FIRST}
+        self.services = {
+            f"vmm-manager-{hypervisor}": vmm.service_name(hypervisor),
+            **{f"device-manager:device-manager-{n}": shards.service_name(n) for n in range(device_managers)},
+        }
+        self._device_managers = device_managers
         self._hypervisor = hypervisor
         self._section = dict(section or {})
         self._plugins = dict(plugins or {})
@@ -134,7 +140,7 @@ class Stack:
             "PYKATA_BIN": str(BIN),
             **{f"PYKATA_{name.upper()}": str(name == self._hypervisor).lower() for name in HYPERVISORS},
             "PYKATA_LISTEN": self._listen,
-            shards.VARIABLE: "1",
+            shards.VARIABLE: str(self._device_managers),
             "KATA_CONF_FILE": str(self.config),
             "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS": "1",  # of ctr 2.x, on a host with cgroup v1
         }

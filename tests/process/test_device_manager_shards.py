@@ -51,6 +51,22 @@ async def test_a_shard_that_is_stopped_stops_nobody_else() -> None:
 
 
 @in_event_loop
+async def test_a_hypervisor_that_hangs_stops_no_other_sandbox_of_its_shard() -> None:
+    async with sharding(1) as stand:
+        waiting = await stand.sandbox(shard=0)
+        (vm,) = await stand.manager.vms()
+        other = await stand.sandbox(shard=0)
+        os.kill(vm.process.pid, signal.SIGSTOP)
+        hanging = asyncio.gather(waiting.attach(spec=disk("b")))
+        for _ in range(5):
+            await cycle(other, "a")
+        assert not hanging.done()
+        os.kill(vm.process.pid, signal.SIGCONT)
+        ((attached),) = await hanging
+        assert attached.state == "plugged"
+
+
+@in_event_loop
 async def test_a_disk_is_written_by_one_sandbox_of_the_host_whichever_shards_they_have() -> None:
     async with sharding(2) as stand:
         mine, other = await stand.sandbox(shard=0), await stand.sandbox(shard=1)
