@@ -89,9 +89,16 @@ def plugging(fake: str = "qemu", *arguments: str) -> AbstractAsyncContextManager
 @asynccontextmanager
 async def plugging_into(kind: type[V], *arguments: str) -> AsyncIterator[HotplugStand[V]]:
     """Provide a sandbox with a VM of a hypervisor, fake or real, and end all of it."""
+    with run_dir():
+        async with plugging_here(kind, *arguments) as stand:
+            yield stand
+
+
+@asynccontextmanager
+async def plugging_here(kind: type[V], *arguments: str) -> AsyncIterator[HotplugStand[V]]:
+    """Do so in the run directory that there is."""
     sandbox_id = f"h{uuid.uuid4().hex[:8]}"
     async with AsyncExitStack() as stack:
-        stack.enter_context(run_dir())
         manager = await stack.enter_async_context(managing(kind.hypervisor))
         bus = await stack.enter_async_context(BusClient())
         vm, vmm = await stack.enter_async_context(a_vm(manager, sandbox_id, kind, *arguments))

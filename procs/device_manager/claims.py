@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from common.services.device import Device
 
 _PATIENCE_S = 1.0
+_RESTART = "`supervisorctl restart device-manager:*`, unless another shard is stopped: ask again then"
 _SCHEMA = database.Schema(
     version=1,
     tables=("claims",),
@@ -134,9 +135,10 @@ class Claims:
         try:
             return self._database.execute(statement, parameters)
         except sqlite3.Error as err:
+            is_full = err.sqlite_errorcode == sqlite3.SQLITE_FULL
             raise UnavailableError(
                 f"the claims of the host's devices cannot be used: {err}",
-                hint="`supervisorctl restart device-manager:*`, unless another shard is stopped: ask again then",
+                hint=database.MAKE_ROOM if is_full else _RESTART,
             ) from err
 
 

@@ -17,6 +17,9 @@ from pathlib import Path
 from common import paths
 from common.linux import identity
 
+MAKE_ROOM = "make room on the file system of the run directory"
+"""What helps if a database is full."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schema:

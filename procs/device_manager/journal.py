@@ -12,6 +12,7 @@ the hypervisors have are shown as ``unknown`` and keep their places.
 
 from __future__ import annotations
 
+import errno
 import re
 import sqlite3
 import time
@@ -103,7 +104,11 @@ class Journal:
         return self._devices
 
     def save(self, device: Device, chapter: Chapter) -> None:
-        """Write a device as it is now and what happened to it."""
+        """Write a device as it is now and what happened to it.
+
+        Raises:
+            OSError: that cannot be written, as a rule for want of room; nothing is.
+        """
         with self._transaction():
             self._database.execute(
                 "INSERT OR REPLACE INTO devices VALUES (?, ?)", (device.device_id, msgspec.json.encode(device))
@@ -111,7 +116,7 @@ class Journal:
             self._tell(device, chapter)
 
     def remove(self, device: Device, chapter: Chapter) -> None:
-        """Forget a device that is gone, but not its history."""
+        """Forget a device that is gone, but not its history. Raises as :meth:`save` does."""
         with self._transaction():
             self._database.execute("DELETE FROM devices WHERE device_id = ?", (device.device_id,))
             self._tell(device, chapter)
@@ -128,7 +133,7 @@ class Journal:
         return Story(device_id=device_id, sandbox_id=rows[0][0], chapters=chapters)
 
     def remember(self, call_id: str, reply: bytes, *, seconds: float) -> None:
-        """Keep the answer to a call; forget those that nobody may ask for any more."""
+        """Keep the answer to a call; forget those that nobody may ask for any more. Raises as :meth:`save` does."""
         now = time.time()
         with self._transaction():
             self._database.execute("DELETE FROM replies WHERE expires < ?", (now,))
@@ -146,13 +151,16 @@ class Journal:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._database.execute("BEGIN")
         try:
+            self._database.execute("BEGIN")
             yield
-        except BaseException:
-            self._database.execute("ROLLBACK")
+            self._database.execute("COMMIT")
+        except BaseException as err:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+            if isinstance(err, sqlite3.OperationalError):
+                raise OSError(errno.ENOSPC, f"the journal cannot be written: {err}") from err
             raise
-        self._database.execute("COMMIT")
 
 
 def _open(file: Path) -> tuple[sqlite3.Connection, list[Device]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from common import log
 from common.bus.memory import REMEMBER_S, Memory
 from common.services import device as contract
 
@@ -27,7 +28,10 @@ class Replies(Memory):
         return super().recall(call_id) or self._journal.recall(call_id)
 
     def remember(self, call: Call, reply: bytes) -> None:
-        """Keep the answer to a call."""
+        """Keep the answer to a call; in this process alone, if there is no room for it in the journal."""
         super().remember(call, reply)
         if call.verb in _KEPT:
-            self._journal.remember(call.call_id, reply, seconds=REMEMBER_S)
+            try:
+                self._journal.remember(call.call_id, reply, seconds=REMEMBER_S)
+            except OSError as err:
+                log.get().error("an answer will not outlive this process", request=call.request_id, error=str(err))

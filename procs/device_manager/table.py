@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from common import log
-from common.errors import AlreadyExistsError, NotFoundError
+from common.errors import AlreadyExistsError, NotFoundError, UnavailableError
 from common.services.device import Chapter, Device, Holder
 from common.trace import reach
+from procs.device_manager.database import MAKE_ROOM
 from procs.device_manager.states import LEAVING, LIVE, USABLE, Action, Event, State, after
 from procs.device_manager.topology import free_place
 
@@ -148,7 +149,7 @@ class Table:
         )
         self._claims.take(device)
         reach("claim:taken")
-        return self._step(device, Event.WANTED, detail=f"{request.spec.source} for {request.holder or 'the sandbox'}")
+        return self._wished(device, Event.WANTED, detail=f"{request.spec.source} for {request.holder or 'the sandbox'}")
 
     def find(self, present: PresentDevice, sandbox_id: str, hypervisor: str, backing: str) -> Taken:
         """Enter a device that the hypervisor has and that nobody here knows; it keeps its place and its source.
@@ -196,7 +197,7 @@ class Table:
         if request.holder in _names(device):
             return device, ()
         holders = (*device.holders, self._holder(request))
-        return self._step(msgspec.structs.replace(device, holders=holders), Event.HELD, detail=request.holder)
+        return self._wished(msgspec.structs.replace(device, holders=holders), Event.HELD, detail=request.holder)
 
     def confirm(self, device_id: str, name: str) -> Taken:
         """Note that a holder uses a device.
@@ -211,7 +212,7 @@ class Table:
                 f"device {device_id} has no holder {name!r}", hint="its lease has run out: attach again"
             )
         holders = tuple(_confirmed(holder) if holder.name == name else holder for holder in device.holders)
-        return self._step(msgspec.structs.replace(device, holders=holders), Event.CONFIRMED, detail=name)
+        return self._wished(msgspec.structs.replace(device, holders=holders), Event.CONFIRMED, detail=name)
 
     def release(self, device_id: str, name: str, *, is_let_go: bool) -> Taken:
         """Take a holder away; the last one takes the device along. One that is not there changes nothing.
@@ -231,7 +232,7 @@ class Table:
             return device, ()
         last = Event.DETACH if is_let_go else Event.ABORTED
         event = Event.RELEASED if holders else last
-        return self._step(msgspec.structs.replace(device, holders=holders), event, detail=name)
+        return self._wished(msgspec.structs.replace(device, holders=holders), event, detail=name)
 
     def forget(self, sandbox_id: str) -> None:
         """Forget which places of a sandbox were taken once, and what it claims: its VM has ended."""
@@ -245,6 +246,21 @@ class Table:
     def drop_strays(self, sandbox_id: str) -> None:
         """Give back what is claimed for devices that a sandbox does not have."""
         self._claims.drop_strays(sandbox_id, self.of(sandbox_id))
+
+    def _wished(self, device: Device, event: Event, *, detail: str) -> Taken:
+        """Take a step that a caller wants.
+
+        Raises:
+            UnavailableError: it cannot be written, so it is not taken. A step that follows from what has happened
+                cannot be left out: there the process ends, and its successor asks what is true.
+        """
+        try:
+            return self._step(device, event, detail=detail)
+        except OSError as err:
+            raise UnavailableError(
+                f"device {device.device_id} cannot be {event}: {err.strerror}",
+                hint=MAKE_ROOM,
+            ) from err
 
     def _step(self, device: Device, event: Event, *, detail: str = "") -> Taken:
         """Take a step with a device whose other fields are as they are to be after it."""
