@@ -116,3 +116,11 @@ def name_of(process: psutil.Process) -> str:
         return process.name()
     except psutil.NoSuchProcess:
         return ""
+
+
+def cmdline_of(process: psutil.Process) -> list[str]:
+    """Return what a process was started with, or nothing if it has ended meanwhile."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []

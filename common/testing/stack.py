@@ -29,7 +29,7 @@ from common.services import vmm
 from common.services.health import HEALTH
 from common.testing import oci_image
 from common.testing.isolation import variable
-from common.testing.leaks import Footprint
+from common.testing.leaks import Footprint, cmdline_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -214,7 +214,7 @@ class Stack:
 
     def processes(self, program: str = "") -> list[psutil.Process]:
         """Return this stack's living processes, or those that run a program, perhaps by an interpreter."""
-        return [p for p in self._footprint.processes() if any(word.endswith(program) for word in p.cmdline()[:4])]
+        return [p for p in self._footprint.processes() if any(word.endswith(program) for word in cmdline_of(p)[:4])]
 
     def logs(self, lines: int = 60) -> str:
         """Return the last lines of what each service and containerd logged."""

@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from common.protocols.events import TaskDelete
 from common.testing.containers import attached, attached_to, execute, new_name, run, running, status
 from common.testing.stack import DEVICE_MANAGER, IMAGE, RUNTIME
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from common.protocols.events import Envelope
     from common.testing.stack import Stack
 
 pytestmark = pytest.mark.containerd
@@ -75,11 +79,19 @@ def test_services_that_die_during_a_start(stack: Stack, phase: str) -> None:
     assert stack.remains() == []
 
 
-def test_a_container_ends_while_every_service_is_down(stack: Stack) -> None:
+@pytest.mark.parametrize("is_shim_killed", [False, True], ids=["removed", "its shim killed"])
+def test_a_container_ends_while_every_service_is_down(
+    stack: Stack, task_events: Iterator[Envelope], is_shim_killed: bool
+) -> None:
+    """By its shim, or by the `delete` that containerd executes when that has died."""
     with running(stack) as name:
         stack.supervisorctl("stop", "all")
         try:
-            stack.ctr("task", "rm", "-f", name, check=True)
+            if is_shim_killed:
+                kill_processes(stack, "containerd-shim-kata-v2")
+                next(event for event in task_events if event.topic == TaskDelete.TOPIC)
+            else:
+                stack.ctr("task", "rm", "-f", name, check=True)
             assert stack.remains() == []
         finally:
             stack.supervisorctl("start", "all")

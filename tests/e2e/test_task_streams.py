@@ -104,6 +104,25 @@ def test_a_reader_that_stalls_stops_its_own_process_and_loses_nothing(stack: Sta
         assert execute(stack, name, "cat", "/run/done").stdout == b"done\n"
 
 
+def test_input_that_is_not_read_stops_its_own_client_and_is_not_lost(stack: Stack) -> None:
+    data = b"".join(chunks(32 << 20))
+    script = "until [ -e /run/go ]; do sleep 0.1; done; sha256sum"
+    with running(stack) as name, ThreadPoolExecutor(1) as pool:
+        command = ("task", "exec", "--exec-id", "slow", name, "sh", "-c", script)
+        with start(stack, *command, stdin=subprocess.PIPE) as slow:
+            assert slow.stdin is not None
+            assert slow.stdout is not None
+            written = pool.submit(slow.stdin.write, data)
+            for number in range(3):
+                check_exec(stack, name, number)
+            has_stopped = not written.done()
+            execute(stack, name, "touch", "/run/go")
+            written.result()
+            slow.stdin.close()
+            assert slow.stdout.read().decode().split()[0] == hashlib.sha256(data).hexdigest()
+        assert has_stopped
+
+
 def test_a_client_that_vanishes_leaves_a_container_that_can_be_ended(stack: Stack) -> None:
     name = new_name()
     with start(stack, "run", "--runtime", RUNTIME, IMAGE, name, "yes") as ctr:
