@@ -132,6 +132,7 @@ class Table:
         Raises:
             ExhaustedError: every place is taken; the message says by how many devices in which state.
             AlreadyExistsError: another sandbox of the host has what only one may have.
+            UnavailableError: it cannot be written.
         """
         bus, slot = free_place(request, self.of(request.sandbox_id), self._freed.get(request.sandbox_id, {}))
         device = Device(
@@ -149,7 +150,12 @@ class Table:
         )
         self._claims.take(device)
         reach("claim:taken")
-        return self._wished(device, Event.WANTED, detail=f"{request.spec.source} for {request.holder or 'the sandbox'}")
+        try:
+            detail = f"{request.spec.source} for {request.holder or 'the sandbox'}"
+            return self._wished(device, Event.WANTED, detail=detail)
+        except UnavailableError:
+            self._claims.drop(device.device_id)
+            raise
 
     def find(self, present: PresentDevice, sandbox_id: str, hypervisor: str, backing: str) -> Taken:
         """Enter a device that the hypervisor has and that nobody here knows; it keeps its place and its source.

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
 from common import paths
-from common.errors import AlreadyExistsError, ExhaustedError, NotFoundError, StateError, UnsupportedError
+from common.errors import (
+    AlreadyExistsError,
+    ExhaustedError,
+    NotFoundError,
+    StateError,
+    UnavailableError,
+    UnsupportedError,
+)
 from common.services.device import Attach, Device
 from common.services.vmm import BlockDriver, BlockSpec, BusKind, DeviceSpec, HotplugBus, ShareSpec
 from procs.device_manager.claims import Claims
@@ -99,6 +107,20 @@ def test_a_full_bus_says_by_what_and_leaves_the_others_free(table: Table) -> Non
     assert refused.value.context == {"held": "1", "pending": "1", "quarantined": "1"}
     assert places(table, SHARE) == [("port0", 0)]
     assert begin(table, SCSI, "s2").bus == "scsi0", "another sandbox has buses of its own"
+
+
+def test_a_wish_that_cannot_be_written_takes_neither_a_place_nor_the_file(
+    table: Table, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "save", no_room)
+        with pytest.raises(UnavailableError, match="cannot be wanted: no room"):
+            begin(table, BLK, "s1", backing="file 1:1")
+    assert begin(table, BLK, "s2", backing="file 1:1").slot == 0, "another sandbox may have the file"
+    assert begin(table, BLK, "s1", backing="file 1:2").bus == "port0", "the place is free"
 
 
 def test_of_the_free_slots_the_one_is_taken_that_was_free_longest(table: Table) -> None:
