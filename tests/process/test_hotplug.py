@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
+from common import paths
 from common.errors import AlreadyExistsError, ExhaustedError, HypervisorError, NotFoundError
-from common.linux import identity
+from common.linux import cgroup, identity
+from common.processes import ProcessIdentity
 from common.services import device
 from common.testing.demands import How
 from common.testing.fake_vmms import FAKES
 from common.testing.hotplug_stand import ALL, HotplugStand, plugging, plugging_into
 from common.testing.isolation import in_event_loop
+from procs.vmm_manager import record as records
 
 if TYPE_CHECKING:
     from common.testing.vmms import Vmm
@@ -214,3 +220,25 @@ async def test_a_vm_that_is_dead_gets_no_device_and_its_devices_are_gone(hypervi
         assert refused.value.hint
         assert unknown.value.hint
         assert await stand.devices.list() == ()
+
+
+@on_fakes
+@in_event_loop
+async def test_what_an_earlier_boot_left_is_cleared_and_its_pids_mean_nobody(hypervisor: str) -> None:
+    """The run directory is on a disk, and the host was switched off under a VM with a disk."""
+    async with plugging(hypervisor) as stand:
+        await attached(stand, "a")
+        stand.manager.kill()
+        await asyncio.to_thread(cgroup.kill, stand.sandbox_id)
+        with subprocess.Popen(["/bin/sleep", "1000"]) as bystander:  # noqa: ASYNC220 - returns at once
+            (record,) = records.load_all()
+            assert record.vm is not None
+            now = ProcessIdentity.of(bystander.pid)
+            record.vm = msgspec.structs.replace(record.vm, process=msgspec.structs.replace(now, boot_id="another"))
+            record.save()
+            await stand.manager.start()
+            assert await stand.manager.vms() == ()
+            assert not Path(paths.vm_dir(stand.sandbox_id)).exists()
+            await stand.devices.wait_devices({})
+            assert bystander.poll() is None
+            bystander.kill()
