@@ -157,6 +157,28 @@ class VfioSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
         return f"by VFIO {'at a root port' if self.is_express else 'as PCI'}"
 
 
+class VsockSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="vsock"):
+    """A socket device of the guest (virtio 1.2, 5.10) that ends in the host's kernel: vsock(7) for what runs in it.
+
+    It is not the way to the guest's agent, which a VM has from its boot.
+
+    Attributes:
+        cid: the guest's address, which the host has once.
+    """
+
+    cid: int
+
+    bus_kind: ClassVar[BusKind] = BusKind.PCI
+    is_claimed: ClassVar[bool] = True
+    is_exclusive: ClassVar[bool] = True
+    mode: ClassVar[str] = "by the host's kernel"
+
+    @property
+    def source(self) -> str:
+        """What is behind it, for people."""
+        return f"vsock address {self.cid}"
+
+
 class InterfaceKind(StrEnum):
     """What a network device of a guest is connected to on the host."""
 
@@ -265,4 +287,6 @@ def extra_s(spec: DeviceSpec) -> float:
     return _PINNING_S if isinstance(spec, VfioSpec) else 0.0
 
 
-DeviceSpec = ShareSpec | BlockSpec | PmemSpec | VhostUserDiskSpec | VfioSpec | NetworkSpec | CpuSpec | MemorySpec
+DeviceSpec = (
+    ShareSpec | BlockSpec | PmemSpec | VhostUserDiskSpec | VfioSpec | VsockSpec | NetworkSpec | CpuSpec | MemorySpec
+)

@@ -29,6 +29,7 @@ from common.services.specs import PmemSpec as PmemSpec
 from common.services.specs import ShareSpec as ShareSpec
 from common.services.specs import VfioSpec as VfioSpec
 from common.services.specs import VhostUserDiskSpec as VhostUserDiskSpec
+from common.services.specs import VsockSpec as VsockSpec
 from common.services.specs import bus_kinds as bus_kinds
 from common.services.specs import extra_s as extra_s
 

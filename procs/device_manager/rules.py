@@ -47,7 +47,7 @@ RULES = (
     # at once (``topology``), so that a late request finds an empty slot.
     Rule(
         hypervisor="qemu",
-        kinds=frozenset({"share", "block", "vhost-user-blk", "vfio", "network", "cpu", "memory"}),
+        kinds=frozenset({"share", "block", "vhost-user-blk", "vfio", "vsock", "network", "cpu", "memory"}),
         again_after_s=(30.0, 120.0, 600.0),
     ),
     # Since version 54 a repeated vm.remove-device is meant to be: the interrupt that tells the guest may get lost.

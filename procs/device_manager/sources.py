@@ -24,6 +24,7 @@ from common.services.vmm import (
     ShareSpec,
     VfioSpec,
     VhostUserDiskSpec,
+    VsockSpec,
 )
 from procs.device_manager import vfio
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 _BLOCK_MIB = 128
 """Memory that a guest adds or removes at once (``MIN_MEMORY_BLOCK_SIZE``, arch/x86/include/asm/sparsemem.h)."""
 _PMEM_MIB = 2
+_GUEST_CIDS = range(3, 0xFFFFFFFF)
+"""The others are the hypervisor's, the host's own, the host, and any (include/uapi/linux/vm_sockets.h)."""
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}", re.IGNORECASE)
 """Of one device: the lowest bit of the first byte says group (IEEE 802-2014, 8.2)."""
 
@@ -64,6 +67,8 @@ def _examine(spec: DeviceSpec) -> str:
             return _socket(spec)
         case VfioSpec():
             return f"iommu-group {vfio.group_of(spec.source)}/{spec.source}"
+        case VsockSpec():
+            return _address(spec)
         case NetworkSpec():
             return _interface(spec)
         case CpuSpec() | MemorySpec():
@@ -134,6 +139,16 @@ def _part(spec: CpuSpec | MemorySpec) -> str:
     if isinstance(spec, MemorySpec) and (spec.size_mib < _BLOCK_MIB or spec.size_mib % _BLOCK_MIB):
         raise UsageError(
             f"{spec.source} has {spec.size_mib} MiB", hint=f"guests take memory in blocks of {_BLOCK_MIB} MiB"
+        )
+    return spec.source
+
+
+def _address(spec: VsockSpec) -> str:
+    """Whether another guest has it is the kernel's to say as well."""
+    if spec.cid not in _GUEST_CIDS:
+        raise UsageError(
+            f"a guest cannot have the {spec.source}",
+            hint=f"they have {_GUEST_CIDS.start} to {_GUEST_CIDS.stop - 1}",
         )
     return spec.source
 

@@ -11,7 +11,7 @@ from common import paths
 from common.errors import AlreadyExistsError, UnavailableError
 from common.linux import identity
 from common.services.device import Device
-from common.services.vmm import BlockSpec, ShareSpec, VfioSpec
+from common.services.vmm import BlockSpec, ShareSpec, VfioSpec, VsockSpec
 from procs.device_manager.claims import Claims
 
 pytestmark = pytest.mark.usefixtures("run_dir")
@@ -49,6 +49,19 @@ def test_a_disk_that_is_written_is_one_sandboxs_in_whichever_shard(first: bool, 
             one.drop("d1")
         other.take(wanted)
         assert other.sandboxes("qemu") == {"s2"}
+
+
+def test_a_vsock_address_is_one_sandboxs() -> None:
+    def device(number: int, sandbox_id: str) -> Device:
+        spec = VsockSpec(cid=77)
+        return msgspec.structs.replace(disk(f"d{number}", sandbox_id, backing=spec.source), spec=spec)
+
+    with Claims("device") as one, Claims("device.1") as other:
+        one.take(device(1, "s1"))
+        with pytest.raises(AlreadyExistsError, match="vsock address 77 is held by device d1 of sandbox s1"):
+            other.take(device(2, "s2"))
+        one.drop("d1")
+        other.take(device(2, "s2"))
 
 
 def test_an_iommu_group_is_one_sandboxs_with_all_its_devices() -> None:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from common.errors import NotFoundError, UsageError
-from common.services.vmm import BlockSpec, NetworkSpec, PmemSpec, ShareSpec, VhostUserDiskSpec
+from common.services.vmm import BlockSpec, NetworkSpec, PmemSpec, ShareSpec, VhostUserDiskSpec, VsockSpec
 from procs.device_manager import sources
 
 if TYPE_CHECKING:
@@ -98,6 +98,18 @@ def test_a_disk_that_a_program_serves_is_its_socket(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a directory; a vhost-user disk needs the socket") as refused:
         examine(VhostUserDiskSpec(source=str(tmp_path)))
     assert refused.value.hint
+
+
+@pytest.mark.parametrize("cid", [3, 0xFFFFFFFE])
+def test_a_socket_device_is_its_address(cid: int) -> None:
+    assert examine(VsockSpec(cid=cid)) == f"vsock address {cid}"
+
+
+@pytest.mark.parametrize("cid", [-1, 0, 1, 2, 0xFFFFFFFF, 1 << 32])
+def test_an_address_that_no_guest_can_have_is_refused(cid: int) -> None:
+    with pytest.raises(UsageError, match=f"a guest cannot have the vsock address {cid}") as refused:
+        examine(VsockSpec(cid=cid))
+    assert refused.value.hint == "they have 3 to 4294967294"
 
 
 def test_a_network_device_is_an_interface_of_a_namespace(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from common.services.vmm import (
     ShareSpec,
     VfioSpec,
     VhostUserDiskSpec,
+    VsockSpec,
 )
 from procs.vmm_manager.drivers.daemons import Daemons
 from procs.vmm_manager.drivers.qemu.disks import Disks
@@ -24,6 +25,7 @@ from procs.vmm_manager.drivers.qemu.pmem import Pmem
 from procs.vmm_manager.drivers.qemu.shares import Shares
 from procs.vmm_manager.drivers.qemu.vfio import VfioDevices
 from procs.vmm_manager.drivers.qemu.vhost_user_disks import VhostUserDisks
+from procs.vmm_manager.drivers.qemu.vsocks import Vsocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -64,6 +66,7 @@ KINDS: Mapping[type, Callable[[Context], Backend]] = MappingProxyType(
         PmemSpec: lambda vm: Pmem(vm.config, vm.qmp),
         VhostUserDiskSpec: lambda vm: VhostUserDisks(vm.qmp),
         VfioSpec: lambda _: VfioDevices(),
+        VsockSpec: lambda _: Vsocks(),
         NetworkSpec: lambda vm: Nics(vm.qmp),
         CpuSpec: lambda vm: Cpus(vm.config, vm.accelerator, vm.qmp),
         MemorySpec: lambda vm: Memory(vm.qmp),
