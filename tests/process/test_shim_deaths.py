@@ -73,6 +73,7 @@ async def test_delete_cleans_up_after_a_killed_shim(stand: ShimStand) -> None:
     assert (again.returncode, task.DeleteResponse.decode(again.stdout).exit_status) == (0, KILLED)
 
 
+@pytest.mark.soak
 @stand_test
 async def test_delete_takes_less_than_a_second(stand: ShimStand) -> None:
     """The fastest of three counts: what else the machine does only adds to it."""
