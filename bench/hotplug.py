@@ -2,7 +2,8 @@
 
 - One cycle of a disk, in one VM whose guest does nothing else. *Ours*: attach, confirm, detach, asked over the bus of
   both managers, with journals and records. *Bare*: ``blockdev-add``, ``device_add``, ``device_del``, the guest's
-  confirmation (``DEVICE_DELETED``), ``blockdev-del``, over a second monitor of the same QEMU. The two take turns.
+  confirmation (``DEVICE_DELETED``), ``blockdev-del``, over a second monitor of the same QEMU. The two take turns, a
+  thousand times; one that fails, or leaves a device behind, ends the measurement.
 - Then, without a peer, what of ours is spent where: a bus round trip, a record of the VM manager, a step of the
   journal.
 """
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from common.services.device import Device
 
-_ROUNDS = 60
+_ROUNDS = 1000
 _WARM_UP = 5
 _REPEATS = 200
 _BRIDGE, _FREE_SLOT = "bridge0", "0x1e"
@@ -102,6 +103,7 @@ async def measure() -> dict[str, list[float]]:
                 for what, took in (("add", added), ("remove", removed), ("cycle", added + removed)):
                     samples.setdefault(f"{name}: {what}", []).append(took)
         await monitor.disconnect()
+        await stand.assert_agreed([])
         samples = {what: values[_WARM_UP:] for what, values in samples.items()}
         samples["a bus round trip"] = [await _timed(stand.devices.health) for _ in range(_REPEATS)]
         samples["a record of the VM manager"] = _record_writes(sandbox_id)
@@ -128,7 +130,7 @@ def main() -> int:
 
 
 def _image(name: str) -> str:
-    file = Path(paths.run_dir()) / name
+    file = Path(paths.run_dir()) / f"image-{name}"
     file.touch()
     os.truncate(file, 16 << 20)
     return str(file)
