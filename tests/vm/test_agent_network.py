@@ -81,6 +81,11 @@ def test_it_can_be_changed(sandbox: GuestSandbox) -> None:
     assert [each for each in found.ip_addresses if each.family == IPV4] == [v4("10.2.0.2"), v4("10.2.0.3")]
 
 
+def ours(routes: list[Route]) -> list[Route]:
+    """Leave out those of IPv6, which the kernel makes by itself when it has found its address to be free."""
+    return [route for route in routes if not route.family]
+
+
 def test_routes_are_added_in_an_order_that_the_kernel_takes(sandbox: GuestSandbox) -> None:
     update(sandbox, v4("10.3.0.2"))
     default = Route(gateway="192.168.9.1", device="eth0", mtu=1300)
@@ -89,7 +94,8 @@ def test_routes_are_added_in_an_order_that_the_kernel_takes(sandbox: GuestSandbo
     told = sandbox.agent.ask("UpdateRoutes", request, Routes).routes
     assert default in told
     assert to_gateway in told
-    assert sandbox.agent.ask("ListRoutes", Empty(), Routes).routes == told
+    listed = sandbox.agent.ask("ListRoutes", Empty(), Routes).routes
+    assert ours(listed) == ours(told)
     assert "default via 192.168.9.1 dev eth0" in said(sandbox, "ip", "route")
 
 
