@@ -39,7 +39,8 @@ dd if=/dev/volume bs=2 skip=540 count=1 2>/dev/null | od -An -tx1
 def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Stack]:
     """A host whose containerd has a devmapper snapshotter on a pool of its own."""
     monkeypatch.setenv("DM_DISABLE_UDEV", "1")  # there is none that would make nodes
-    section = {**request.param.config, "path": request.param.program, "disable_block_device_use": False}
+    config = {key: str(value) for key, value in request.param.config.items()}
+    section = {**config, "path": request.param.program, "disable_block_device_use": False}
     devmapper = {"pool_name": _POOL, "root_path": str(tmp_path / "snapshots"), "base_image_size": "64MB"}
     plugins = {"io.containerd.snapshotter.v1.devmapper": devmapper}
     with (
