@@ -41,6 +41,8 @@ class Slow:
         self._holder = psutil.Popen(["nsenter", inside, *SLEEP], stdin=subprocess.DEVNULL)
         only_child(self._holder.pid)
         self._holder.suspend()
+        while self._holder.status() != psutil.STATUS_STOPPED:
+            pass  # until then it would still note that its child is gone
 
     async def kill_all(self) -> None:
         """Kill all at once and wait for their ends, as who destroys a sandbox does."""
