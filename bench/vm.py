@@ -35,7 +35,8 @@ _MEMORY_MIB = 512
 """What the stack's configuration gives a VM, so that all VMs are alike."""
 
 _INIT = """#!/usr/bin/python3.11 -ISE
-import sys
+import gc, sys
+gc.disable()
 sys.path[:] = "/bench", "/usr/lib/kata-agent", "/usr/lib/python3.11", "/usr/lib/python3.11/lib-dynload"
 from {script} import main
 main()

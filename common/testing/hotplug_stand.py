@@ -102,16 +102,7 @@ async def plugging_here(kind: type[V], *arguments: str) -> AsyncIterator[Hotplug
         manager = await stack.enter_async_context(managing(kind.hypervisor))
         bus = await stack.enter_async_context(BusClient())
         vm, vmm = await stack.enter_async_context(a_vm(manager, sandbox_id, kind, *arguments))
-        devices = DeviceManager(
-            bus,
-            sandbox_id,
-            vm.hotplug_buses,
-            hypervisor=vm.hypervisor,
-            version=vm.version,
-            removal_timeout_s=kind.removal_timeout_s,
-        )
-        stack.callback(devices.kill)
-        await devices.start()
+        devices = await stack.enter_async_context(_devices_of(vm, bus, kind.removal_timeout_s))
         yield HotplugStand(sandbox_id=sandbox_id, devices=devices, manager=manager, vm=vm, vmm=vmm)
 
 
@@ -133,18 +124,27 @@ async def running(hypervisor: str, section: Mapping[str, object]) -> AsyncIterat
         stack.callback(cgroup.kill, sandbox_id)
         stack.push_async_callback(manager.destroy, sandbox_id)
         vm = await manager.create(sandbox_id, **section)
-        devices = DeviceManager(
-            bus,
-            sandbox_id,
-            vm.hotplug_buses,
-            hypervisor=vm.hypervisor,
-            version=vm.version,
-            removal_timeout_s=_REMOVAL_TIMEOUT_S,
-        )
-        stack.callback(devices.kill)
-        await devices.start()
+        devices = await stack.enter_async_context(_devices_of(vm, bus, _REMOVAL_TIMEOUT_S))
         await booted(vm)
         yield vm, devices
+
+
+@asynccontextmanager
+async def _devices_of(vm: Vm, bus: BusClient, removal_timeout_s: float) -> AsyncIterator[DeviceManager]:
+    """Run a device manager for a VM, and end it as a crash would."""
+    devices = DeviceManager(
+        bus,
+        vm.sandbox_id,
+        vm.hotplug_buses,
+        hypervisor=vm.hypervisor,
+        version=vm.version,
+        removal_timeout_s=removal_timeout_s,
+    )
+    try:
+        await devices.start()
+        yield devices
+    finally:
+        devices.kill()
 
 
 @asynccontextmanager

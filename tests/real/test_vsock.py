@@ -14,13 +14,11 @@ from common.errors import HypervisorError
 from common.services.vmm import VsockSpec
 from common.testing.hotplug_stand import running
 from common.testing.isolation import in_event_loop
+from procs.vmm_manager.drivers.qemu.channel import VHOST_VSOCK, VHOST_VSOCK_SET_GUEST_CID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_DEVICE = "/dev/vhost-vsock"
-_SET_GUEST_CID = 0x4008AF60
-"""``VHOST_VSOCK_SET_GUEST_CID`` (include/uapi/linux/vhost.h)."""
 _CID = 4711
 ROUNDS = 3
 
@@ -48,9 +46,9 @@ def taken(cid: int) -> Iterator[None]:
     Raises:
         OSError: a guest has it.
     """
-    fd = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    fd = os.open(VHOST_VSOCK, os.O_RDWR | os.O_CLOEXEC)
     try:
-        fcntl.ioctl(fd, _SET_GUEST_CID, struct.pack("=Q", cid))
+        fcntl.ioctl(fd, VHOST_VSOCK_SET_GUEST_CID, struct.pack("=Q", cid))
         yield
     finally:
         os.close(fd)

@@ -14,16 +14,15 @@ from common.testing.spare_disk import SERIAL
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 
 
+def kvm_host(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "deploy/kvm_host.py", *arguments]
+    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.soak
 def test_it_runs_a_command_and_says_how_it_ended(tmp_path: Path) -> None:
     script = f"test -c /dev/kvm -a -c /dev/vhost-vsock -a ! -e {tmp_path} && echo here is $PWD; exit 7"
-    done = subprocess.run(
-        [sys.executable, "deploy/kvm_host.py", "--timeout", "600", "--", "sh", "-c", script],
-        cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = kvm_host("--timeout", "600", "--", "sh", "-c", script)
     assert (done.returncode, done.stdout.strip()) == (7, f"here is {CHECKOUT}")
 
 
@@ -32,37 +31,19 @@ def test_it_has_a_disk_to_spare_behind_an_iommu() -> None:
     script = (
         f"for disk in /sys/class/nvme/*; do grep -q {SERIAL} $disk/serial && ls $disk/device/iommu_group/devices; done"
     )
-    done = subprocess.run(
-        [sys.executable, "deploy/kvm_host.py", "--timeout", "600", "--spare-disk", "--", "sh", "-c", script],
-        cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = kvm_host("--timeout", "600", "--spare-disk", "--", "sh", "-c", script)
     assert (done.returncode, len(done.stdout.split())) == (0, 1), "alone in its group"
 
 
 def test_it_says_what_is_no_kernel() -> None:
-    done = subprocess.run(
-        [sys.executable, "deploy/kvm_host.py", "--kernel", "pyproject.toml", "--", "true"],
-        cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = kvm_host("--kernel", "pyproject.toml", "--", "true")
     assert done.returncode == 1
     assert "pyproject.toml is no Debian package of a kernel" in done.stderr
 
 
 @pytest.mark.soak
 def test_it_says_when_the_time_has_passed() -> None:
-    done = subprocess.run(
-        [sys.executable, "deploy/kvm_host.py", "--timeout", "3", "--", "true"],
-        cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = kvm_host("--timeout", "3", "--", "true")
     assert done.returncode == 124
     assert "no exit status" in done.stderr
 

@@ -37,7 +37,7 @@ AGENT_SOCKET = "agent"
 VHOST_VSOCK = "/dev/vhost-vsock"
 
 _SLOT = "bus=pcie.0,addr=0x3"
-_VHOST_VSOCK_SET_GUEST_CID = 0x4008AF60
+VHOST_VSOCK_SET_GUEST_CID = 0x4008AF60
 """_IOW(0xAF, 0x60, __u64) of linux/vhost.h."""
 _CIDS = range(3, 2**32 - 1)
 _DRAWS = 64
@@ -159,7 +159,7 @@ def _claim(fd: int) -> int:
     for _ in range(_DRAWS):
         cid = secrets.choice(_CIDS)
         try:
-            fcntl.ioctl(fd, _VHOST_VSOCK_SET_GUEST_CID, struct.pack("=Q", cid))
+            fcntl.ioctl(fd, VHOST_VSOCK_SET_GUEST_CID, struct.pack("=Q", cid))
         except OSError as err:
             if err.errno != errno.EADDRINUSE:
                 raise
